@@ -1,0 +1,1 @@
+"""One YAML per experiment, validated against dreamprm.config."""

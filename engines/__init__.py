@@ -1,0 +1,1 @@
+"""betty Engines: what runs, validates, logs and checkpoints."""

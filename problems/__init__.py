@@ -1,0 +1,1 @@
+"""betty Problems: what is optimised, one file per task."""

@@ -1,0 +1,24 @@
+"""The one exception for what the user can put right: the command line turns it into exit status 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """The user's input is wrong; the message names what was found and what was expected."""
+
+
+def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:
+    """One message for a name that is not known, with the nearest right one.
+
+    Args:
+        kind: what the name stands for, e.g. ``"hypergradient method"``.
+        found: the name as given.
+        known: the names that would have been right.
+    """
+    names = sorted(known)
+    nearest = get_close_matches(found, names, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"unknown {kind} {found!r}: {hint}known are {', '.join(names)}"
