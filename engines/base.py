@@ -1,0 +1,300 @@
+"""Our Engine on betty's: a loop with progress, metrics, validation, checkpoints and resuming.
+
+Each remedy names the defect of betty-ml 0.2.1 that it answers and has a test in
+tests/test_engines_base.py that fails without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import betty
+import torch
+from betty.logging import get_logger
+from tqdm import tqdm
+
+from dreamprm.errors import UserError
+from dreamprm.problems.base import Problem
+from dreamprm.training.checkpoints import load_latest_checkpoint, save_checkpoint
+from dreamprm.training.metrics import MetricsLog
+
+log = logging.getLogger("dreamprm")
+
+
+@dataclass
+class EngineConfig(betty.EngineConfig):
+    """What betty's EngineConfig says, and where and how often to write.
+
+    Attributes:
+        train_iters: steps of the lowest level.
+        valid_step: steps between two validations.
+        strategy: the device: ``"default"`` (a GPU where there is one), ``"cpu"`` or ``"gpu"``.
+        early_stopping: stop when ``early_stopping_metric`` of the validation has not got better
+            (``early_stopping_mode`` ``"min"`` or ``"max"``) in ``early_stopping_tolerance``
+            validations in a row.
+        run_directory: for metrics, TensorBoard and checkpoints; None writes nothing.
+        log_every: steps over which the logged numbers are averaged.
+        checkpoint_every: steps between two checkpoints; 0 for none but the last.
+        keep_checkpoints: how many of the newest stay.
+        progress: what the progress bar calls the run; None shows no bar.
+    """
+
+    run_directory: Path | None = None
+    log_every: int = 10
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+    progress: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.strategy not in ("default", "cpu", "gpu"):
+            raise UserError(f"strategy is {self.strategy!r}, expected 'default', 'cpu' or 'gpu'")
+        if self.early_stopping_mode not in ("min", "max"):
+            raise UserError(
+                f"early_stopping_mode is {self.early_stopping_mode!r}, expected 'min' or 'max'"
+            )
+        for name in ("valid_step", "log_every", "keep_checkpoints", "early_stopping_tolerance"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+
+class EarlyStopping:
+    """Says when a metric has stopped getting better; betty's reads an attribute it never sets."""
+
+    def __init__(self, metric: str, mode: str, tolerance: int) -> None:
+        self.metric = metric
+        self.sign = 1.0 if mode == "min" else -1.0
+        self.tolerance = tolerance
+        self.best = float("inf")
+        self.since_best = 0
+
+    def __call__(self, stats: dict[str, float]) -> bool:
+        """Takes the numbers of one validation; True when it is time to stop."""
+        if self.metric not in stats:
+            raise UserError(
+                f"early_stopping_metric {self.metric!r} is not among the numbers of the "
+                f"validation: {', '.join(sorted(stats)) or 'it gave none'}"
+            )
+        value = self.sign * stats[self.metric]
+        if value < self.best:
+            self.best, self.since_best = value, 0
+        else:
+            self.since_best += 1
+        return self.reached
+
+    @property
+    def reached(self) -> bool:
+        """Whether it is time to stop."""
+        return self.since_best >= self.tolerance
+
+
+class Engine(betty.Engine):
+    """Runs linked problems; subclasses may say ``validation() -> dict`` and ``metrics() -> dict``.
+
+    Args:
+        problems: all of them.
+        config: an :class:`EngineConfig`.
+        dependencies: betty's ``{"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}``.
+    """
+
+    config: EngineConfig
+    problems: list[Problem]
+
+    def __init__(
+        self, problems: list[Problem], config: EngineConfig, dependencies: dict[str, Any]
+    ) -> None:
+        # betty announces every problem on standard output, at INFO.
+        get_logger().setLevel(logging.WARNING)
+        super().__init__(problems, config, dependencies)
+
+    def parse_config(self) -> None:
+        """As betty's, with early stopping that works."""
+        super().parse_config()
+        if self.config.early_stopping:
+            self.early_stopping = EarlyStopping(
+                self.config.early_stopping_metric,
+                self.config.early_stopping_mode,
+                self.config.early_stopping_tolerance,
+            )
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers to log beside the problems' own; for subclasses."""
+        return {}
+
+    def figures(self) -> dict[str, Any]:
+        """matplotlib figures to show in TensorBoard at every validation; for subclasses."""
+        return {}
+
+    def run(self) -> None:
+        """Trains to ``train_iters``, from the last checkpoint if one was loaded.
+
+        An interrupt (Ctrl-C or SIGTERM) ends the run after the step under way, with a checkpoint,
+        and is raised as KeyboardInterrupt then.
+        """
+        self.train()
+        sums: dict[str, list[float]] = defaultdict(list)
+        metrics = self._open_metrics()
+        bar = tqdm(
+            total=self.train_iters,
+            initial=self.global_step,
+            desc=self.config.progress,
+            disable=self.config.progress is None,
+            unit="step",
+        )
+        stop = self.global_step >= self.train_iters or (
+            self.early_stopping is not None and self.early_stopping.reached
+        )
+        with bar, _postponed_interrupts() as interrupted:
+            while not stop:
+                self.global_step += 1
+                self.train_step()
+                for problem in self.problems:
+                    for name, value in problem.stats.items():
+                        sums[f"{problem.name}/{name}"].append(value)
+                    problem.stats = {}
+                bar.update()
+                stop = self.global_step >= self.train_iters
+                if self.global_step % self.config.log_every == 0 or stop:
+                    values = {name: sum(v) / len(v) for name, v in sums.items()}
+                    sums.clear()
+                    bar.set_postfix({k: f"{v:.3f}" for k, v in values.items() if "loss" in k})
+                    if metrics is not None:
+                        metrics.write(
+                            self.global_step, values | self._learning_rates() | self.metrics()
+                        )
+                if self.global_step % self.valid_step == 0 or stop:
+                    stop = self._validate(metrics) or stop
+                due = self.config.checkpoint_every
+                if stop or interrupted or (due and self.global_step % due == 0):
+                    self.save()
+                if interrupted:
+                    break
+        if metrics is not None:
+            metrics.close()
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def save(self) -> None:
+        """Writes a checkpoint, where there is a run directory."""
+        if self.config.run_directory is not None:
+            save_checkpoint(
+                self.config.run_directory / "checkpoints",
+                self.global_step,
+                self.state_dict(),
+                self.config.keep_checkpoints,
+            )
+
+    def resume(self) -> bool:
+        """Continues from the newest checkpoint of the run directory; False where there is none."""
+        if self.config.run_directory is None:
+            return False
+        state = load_latest_checkpoint(self.config.run_directory / "checkpoints")
+        if state is None:
+            return False
+        self.load_state_dict(state)
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to continue: every problem, the step, the random states."""
+        return {
+            "step": self.global_step,
+            "problems": {problem.name: problem.state_dict() for problem in self.problems},
+            "early_stopping": (
+                (self.early_stopping.best, self.early_stopping.since_best)
+                if self.early_stopping is not None
+                else None
+            ),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where :meth:`state_dict` was taken.
+
+        Raises:
+            UserError: the checkpoint is of other problems.
+        """
+        names = {problem.name for problem in self.problems}
+        if names != set(state["problems"]):
+            raise UserError(
+                f"the checkpoint holds the problems {sorted(state['problems'])}, "
+                f"expected {sorted(names)}"
+            )
+        self.global_step = state["step"]
+        for problem in self.problems:
+            problem.load_state_dict(state["problems"][problem.name])
+        if self.early_stopping is not None and state["early_stopping"] is not None:
+            self.early_stopping.best, self.early_stopping.since_best = state["early_stopping"]
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+
+    def _open_metrics(self) -> MetricsLog | None:
+        directory = self.config.run_directory
+        return MetricsLog(directory, self.global_step) if directory is not None else None
+
+    def _learning_rates(self) -> dict[str, float]:
+        return {
+            f"{problem.name}/learning_rate": problem.optimizer.param_groups[0]["lr"]
+            for problem in self.problems
+        }
+
+    def _validate(self, metrics: MetricsLog | None) -> bool:
+        """One validation; True when early stopping says so."""
+        stats: dict[str, float] = {}
+        if self.is_implemented("validation"):
+            self.eval()
+            with torch.no_grad():
+                stats = self.validation() or {}
+            self.train()
+        if metrics is not None:
+            if stats:
+                values = {f"validation/{name}": value for name, value in stats.items()}
+                metrics.write(self.global_step, values)
+            for name, figure in self.figures().items():
+                metrics.figure(self.global_step, name, figure)
+        if self.early_stopping is not None and self.early_stopping(stats):
+            log.info("stopped early at step %d", self.global_step)
+            return True
+        return False
+
+
+class _Interrupted:
+    """False until an interrupt has arrived."""
+
+    def __init__(self) -> None:
+        self.arrived = False
+
+    def __bool__(self) -> bool:
+        return self.arrived
+
+
+@contextmanager
+def _postponed_interrupts() -> Iterator[_Interrupted]:
+    """Notes SIGINT and SIGTERM for the end of the step; a second one acts at once."""
+    interrupted = _Interrupted()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted  # only the main thread may set signal handlers
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def note(number: int, frame: Any) -> None:
+        interrupted.arrived = True
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in signals:
+        signal.signal(number, note)
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

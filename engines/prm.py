@@ -1,0 +1,269 @@
+"""DreamPRM from a config to a run directory: data, model, two linked problems, engine, table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from dreamprm.config import Config, OptimizerConfig, save_config
+from dreamprm.data.batches import BatchStream
+from dreamprm.data.encoding import Encoder
+from dreamprm.data.sources import RunData, load_data, usable_meta, usable_train
+from dreamprm.data.trajectory import Trajectory
+from dreamprm.engines.base import EngineConfig
+from dreamprm.engines.reweighting import ReweightingEngine
+from dreamprm.errors import UserError
+from dreamprm.inference.evaluation import aggregate, auc, evaluate_selection
+from dreamprm.models.build import build_model
+from dreamprm.models.reward_model import ProcessRewardModel
+from dreamprm.models.weighting import DomainTable
+from dreamprm.problems.base import ProblemConfig
+from dreamprm.problems.meta_losses import NEEDS_BOTH_OUTCOMES
+from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
+from dreamprm.training.schedules import build_schedule
+
+log = logging.getLogger("dreamprm")
+
+CONFIG_FILE, SUMMARY_FILE, WEIGHTS_FILE = "config.yaml", "summary.json", "weights.json"
+
+
+class PRMEngine(ReweightingEngine):
+    """Validates on the meta set: the AUC of the aggregated scores against the outcomes."""
+
+    def __init__(self, *args: Any, meta: list[Trajectory], **parts: Any) -> None:
+        self.meta = meta
+        super().__init__(*args, **parts)
+
+    def validation(self) -> dict[str, float]:
+        """``outcome_auc``, where the meta set has both outcomes."""
+        logits = self.lower.module.step_logits(self.meta)
+        value = auc([aggregate(steps) for steps in logits], [bool(t.outcome) for t in self.meta])
+        return {} if value is None else {"outcome_auc": value}
+
+
+def train(config: Config, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Runs a config and writes its run directory.
+
+    Args:
+        config: the experiment.
+        resume: continue a run that was interrupted; starts anew where there is none.
+        overwrite: replace a run that is there.
+
+    Returns:
+        what ``summary.json`` holds: ``runs``, for each weighting the numbers of
+        ``evaluate_selection``; ``weights`` by domain; ``qualities`` of the built-in domains.
+
+    Raises:
+        UserError: the config, the data or the run directory is not as it must be.
+    """
+    out = Path(config.out)
+    _prepare(out, config, resume, overwrite)
+    data = load_data(config.data, out, config.seed)
+    runs: dict[str, Any] = {}
+    if config.weighting != "uniform" and config.baseline:
+        runs["uniform"], _ = _run(replace(config, weighting="uniform"), data, out / "uniform")
+    runs[config.weighting], weights = _run(config, data, out)
+    summary = {
+        "config": str(out / CONFIG_FILE),
+        "meta_loss": config.meta_loss,
+        "hypergradient": config.hypergradient,
+        "seed": config.seed,
+        "runs": runs,
+        "weights": weights,
+        "qualities": dict(config.data.synthetic.domains),
+    }
+    _write_json(out / SUMMARY_FILE, summary)
+    return summary
+
+
+def _run(config: Config, data: RunData, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """Trains one reward model; gives its numbers on the test set, and the domain weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    engine = build_engine(config, data, folder)
+    if engine.resume():
+        log.info("%s continues after step %d", folder, engine.global_step)
+    engine.run()
+    model: ProcessRewardModel = engine.lower.module
+    model.save_pretrained(folder / "model")
+    weights = engine.weights()
+    if weights:
+        _write_json(folder / WEIGHTS_FILE, weights)
+    return _evaluate(model, data), weights
+
+
+def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
+    """The model, the problems and the engine of one run, all a function of the config's seed."""
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, data.train, config.seed)
+    encode = model.encoder(data.domains)
+
+    def fits(row: Trajectory) -> bool:
+        return len(encode.tokens(row)[0]) <= config.data.max_tokens
+
+    rows = usable_train(data.train, fits)
+    meta = usable_meta(data.meta, fits)
+    upper_config = ProblemConfig(
+        precision=config.precision, gradient_clipping=config.upper.clip
+    )
+    lower_config = ProblemConfig(
+        type=config.hypergradient,
+        options=config.hypergradient_options,
+        unroll_steps=config.unroll_steps,
+        precision=config.precision,
+        gradient_clipping=config.lower.clip,
+    )
+    optimizer = _adamw([p for p in model.parameters() if p.requires_grad], config.lower)
+    lower = PRMFineTuning(
+        lower_config,
+        step_loss=config.step_loss,
+        module=model,
+        optimizer=optimizer,
+        scheduler=build_schedule(optimizer, config.lower, config.steps),
+        train_data_loader=BatchStream(
+            rows,
+            config.lower.batch_size,
+            encode,
+            config.seed,
+            [row.domain for row in rows] if config.data.stratified else None,
+        ),
+    )
+    upper = None
+    if config.weighting != "uniform":
+        table = DomainTable(data.domains)
+        optimizer = _adamw(table.parameters(), config.upper)
+        upper = DomainWeighting(
+            upper_config,
+            meta_loss=config.meta_loss,
+            options=config.meta_loss_options,
+            module=table,
+            optimizer=optimizer,
+            scheduler=build_schedule(
+                optimizer, config.upper, config.steps // config.unroll_steps
+            ),
+            train_data_loader=meta_batches(
+                meta, config.meta_loss, config.upper.batch_size, encode, config.seed
+            ),
+        )
+    return PRMEngine(
+        lower,
+        upper,
+        EngineConfig(
+            train_iters=config.steps,
+            valid_step=config.validate_every,
+            strategy=config.device,
+            early_stopping=config.early_stopping.patience > 0,
+            early_stopping_metric=config.early_stopping.metric,
+            early_stopping_mode=config.early_stopping.mode,
+            early_stopping_tolerance=max(1, config.early_stopping.patience),
+            run_directory=folder,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            progress="uniform" if upper is None else "learned",
+        ),
+        meta=meta,
+    )
+
+
+def meta_batches(
+    rows: list[Trajectory], meta_loss: str, batch_size: int, encode: Encoder, seed: int
+) -> BatchStream:
+    """Batches of the meta set, with what the meta loss needs in every one of them.
+
+    For a level-invariant loss: whole questions with right and wrong solutions where the meta set
+    has several solutions to a question; else as many right solutions as wrong ones.
+
+    Raises:
+        UserError: the meta set has one outcome only, and the loss compares right with wrong.
+    """
+    outcomes = {bool(row.outcome) for row in rows}
+    if len(outcomes) == 1:
+        only = "right" if True in outcomes else "wrong"
+        if meta_loss in NEEDS_BOTH_OUTCOMES:
+            raise UserError(
+                f"all {len(rows)} usable solutions of the meta set are {only}: "
+                f"meta_loss={meta_loss} compares right with wrong ones; add the others, "
+                "or take meta_loss=aggregation_mse"
+            )
+        log.warning(
+            "all %d usable solutions of the meta set are %s: aggregation_mse will reward "
+            "whatever moves all scores that way",
+            len(rows), only,
+        )
+    if meta_loss not in NEEDS_BOTH_OUTCOMES:
+        return BatchStream(rows, batch_size, encode, seed)
+    if batch_size < 2:
+        raise UserError(f"upper.batch_size is {batch_size}; meta_loss={meta_loss} needs 2")
+    questions: dict[Any, list[Trajectory]] = {}
+    for row in rows:
+        questions.setdefault(row.question_key, []).append(row)
+    mixed = [group for group in questions.values() if len({row.outcome for row in group}) == 2]
+    if mixed and len(questions) > 1:
+        average = sum(map(len, mixed)) / len(mixed)
+        return BatchStream(
+            mixed,
+            max(1, round(batch_size / average)),
+            lambda groups: encode([row for group in groups for row in group]),
+            seed,
+        )
+    return BatchStream(rows, batch_size, encode, seed, [str(row.outcome) for row in rows])
+
+
+def _evaluate(model: ProcessRewardModel, data: RunData) -> dict[str, Any]:
+    if not data.test:
+        return {}
+    candidates = [question.trajectories() for question in data.test]
+    logits = iter(model.step_logits([row for group in candidates for row in group], progress="test"))
+    return evaluate_selection(data.test, [[next(logits) for _ in group] for group in candidates])
+
+
+def _adamw(parameters: Any, config: OptimizerConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+
+
+def _prepare(out: Path, config: Config, resume: bool, overwrite: bool) -> None:
+    """Makes the run directory ready, and refuses to lose what is in it."""
+    saved = out / CONFIG_FILE
+    if saved.is_file():
+        if resume:
+            _refuse_changes(saved, config)
+            return
+        if not overwrite:
+            raise UserError(
+                f"{out} holds a run: --resume continues it, --overwrite replaces it, "
+                "out=DIR starts another"
+            )
+        for name in ("checkpoints", "tensorboard", "model", "uniform", "data"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in ("metrics.jsonl", SUMMARY_FILE, WEIGHTS_FILE):
+            (out / name).unlink(missing_ok=True)
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder, nor a run")
+    out.mkdir(parents=True, exist_ok=True)
+    save_config(config, saved)
+
+
+def _refuse_changes(saved: Path, config: Config) -> None:
+    """A resumed run must be the same experiment, but for where it runs and what it prints."""
+    before = OmegaConf.to_container(OmegaConf.load(saved))
+    now = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(before, dict) and isinstance(now, dict)
+    free = ("out", "device", "log_every", "checkpoint_every")
+    changed = [key for key in now if key not in free and before.get(key) != now[key]]
+    if changed:
+        raise UserError(
+            f"{saved} differs from this config in {', '.join(changed)}: "
+            "resume with the same values, or give another out="
+        )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

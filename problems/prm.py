@@ -1,0 +1,72 @@
+"""DreamPRM's two problems: fine-tuning of the reward model, and domain weighting above it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from dreamprm.errors import UserError, unknown_name
+from dreamprm.inference.aggregation import mean_logit
+from dreamprm.problems.meta_losses import META_LOSSES
+from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
+
+STEP_LOSSES = {
+    "squared_error": lambda logits, labels: (logits.sigmoid() - labels).square(),
+    "cross_entropy": lambda logits, labels: binary_cross_entropy_with_logits(
+        logits, labels, reduction="none"
+    ),
+}
+
+
+class PRMFineTuning(ReweightedProblem):
+    """The lower problem: step scores against Monte Carlo labels, a sample being a solution.
+
+    The losses are scaled such that their weighted mean over the batch is
+    Σ_k (b_k / b) · w_k · L_k, with b_k of the b solutions from domain k and L_k the mean over
+    domain k's labelled steps. In batches stratified by domain that is the paper's Σ_k w_k · L_k
+    but for the constant 1/K.
+
+    Args:
+        step_loss: ``"squared_error"`` (DreamPRM) or ``"cross_entropy"`` (DreamPRM-1.5).
+    """
+
+    def __init__(self, *args: Any, step_loss: str = "squared_error", **parts: Any) -> None:
+        super().__init__("prm", *args, **parts)
+        if step_loss not in STEP_LOSSES:
+            raise UserError(unknown_name("step loss", step_loss, STEP_LOSSES))
+        self.step_loss = STEP_LOSSES[step_loss]
+
+    def sample_losses(self, batch: dict[str, Any]) -> Tensor:
+        """The loss of every solution, [b]."""
+        mask = batch["label_mask"]
+        losses = self.step_loss(self(batch), batch["step_labels"]) * mask
+        same_domain = batch["domain"][:, None] == batch["domain"]
+        steps_of_domain = (same_domain * mask.sum(-1)).sum(-1)
+        return losses.sum(-1) * same_domain.sum(-1) / steps_of_domain.clamp(min=1)
+
+
+class DomainWeighting(WeightingProblem):
+    """The upper problem: how well the reward model tells right solutions of the meta set from wrong.
+
+    Args:
+        meta_loss: a name of ``dreamprm.problems.meta_losses.META_LOSSES``.
+        options: of that loss.
+    """
+
+    def __init__(self, *args: Any, meta_loss: str = "pairwise", options: dict[str, Any] | None = None, **parts: Any) -> None:
+        super().__init__(*args, **parts)
+        if meta_loss not in META_LOSSES:
+            raise UserError(unknown_name("meta loss", meta_loss, META_LOSSES))
+        self.meta_loss = META_LOSSES[meta_loss]
+        self.options = options or {}
+
+    def training_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The meta loss, and for the logs the share of the batch's solutions ranked right."""
+        scores = mean_logit(self.prm(batch), batch["step_mask"])
+        loss = self.meta_loss(scores, batch["outcome"], batch["question"], **self.options)
+        with torch.no_grad():
+            right = (scores > 0) == batch["outcome"].bool()
+        return {"loss": loss, "accuracy": right.float().mean()}

@@ -1,0 +1,45 @@
+"""The heart of the framework: a lower problem whose samples are weighted by an upper problem.
+
+    lower   L(φ, α) = mean over samples of w_i(α) · ℓ_i(φ)
+    upper   M(φ*(α)), on a meta set
+
+A task says ℓ_i in ``sample_losses`` of its lower problem, M in ``training_step`` of its upper
+problem, and which module turns α into weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreamprm.problems.base import Problem
+
+
+class ReweightedProblem(Problem):
+    """A lower problem: subclasses say the loss of each sample, the upper problem what it counts.
+
+    The upper problem is the one named ``"weighting"``; without one every sample counts 1.
+    """
+
+    def sample_losses(self, batch: Any) -> Tensor:
+        """The loss of every sample in the batch, [b]."""
+        raise NotImplementedError(f"{type(self).__name__} does not say its sample_losses")
+
+    def training_step(self, batch: Any) -> dict[str, Tensor]:
+        """The weighted mean of the sample losses, and for the logs the plain mean."""
+        losses = self.sample_losses(batch)
+        weights = self.weighting(batch, losses) if self.parents else torch.ones_like(losses)
+        return {"loss": (weights * losses).mean(), "unweighted_loss": losses.detach().mean()}
+
+
+class WeightingProblem(Problem):
+    """An upper problem: its module gives the weights; subclasses say the meta loss.
+
+    The module is called as ``module(batch, losses) -> weights [b]`` on batches of the lower
+    problem, and may have ``named_weights() -> dict[str, float]`` for the logs.
+    """
+
+    def __init__(self, *args: Any, name: str = "weighting", **parts: Any) -> None:
+        super().__init__(name, *args, **parts)

@@ -1,0 +1,100 @@
+"""The ``dreamprm`` command. Exit status: 0 done, 1 failed, 2 the user's input is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from dreamprm.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("dreamprm").setLevel(logging.INFO)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"dreamprm: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"dreamprm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        hint = "; --resume continues" if hasattr(options, "resume") else ""
+        print(f"dreamprm: interrupted{hint}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dreamprm", description="Domain-reweighted process reward models, and kin."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo", help="train on built-in domains of known quality and print what was learned"
+    )
+    demo.set_defaults(run=_train, config="demo")
+    train = commands.add_parser("train", help="train a reward model and its domain weights")
+    train.add_argument("config", metavar="CONFIG", help="a path, or the name of a shipped config")
+    train.set_defaults(run=_train)
+    for command in (demo, train):
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="config values")
+        command.add_argument("--out", metavar="DIR", help="the run directory; the same as out=DIR")
+        existing = command.add_mutually_exclusive_group()
+        existing.add_argument(
+            "--resume", action="store_true", help="continue the run that is there, if any"
+        )
+        existing.add_argument(
+            "--overwrite", action="store_true", help="replace the run that is there"
+        )
+
+    score = commands.add_parser("score", help="score every step of solutions in a file")
+    score.add_argument("model", metavar="MODEL", help="a folder written by train, or its model/")
+    score.add_argument("data", metavar="DATA", help="trajectories")
+    score.add_argument("--format", default="canonical", help="of DATA (default: canonical)")
+    score.add_argument("--images", default="require", help="require, skip_missing or ignore")
+    score.add_argument("--batch-size", type=int, default=32, help="solutions per forward pass")
+    score.add_argument("--out", metavar="FILE", help="JSON Lines (default: standard output)")
+    score.set_defaults(run=_score)
+    return parser
+
+
+# torch and transformers take seconds to import: only when a command runs.
+
+
+def _train(options: argparse.Namespace) -> None:
+    from dreamprm.config import load_config
+    from dreamprm.engines.prm import train
+    from dreamprm.inference.tables import summary_table
+
+    overrides = list(options.overrides)
+    if options.out is not None:
+        overrides.append(f"out={options.out}")
+    config = load_config(options.config, overrides)
+    summary = train(config, resume=options.resume, overwrite=options.overwrite)
+    print(summary_table(summary))
+    print(f"\nThe run is in {config.out}; look at it with: tensorboard --logdir {config.out}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from dreamprm.inference.scoring import score_file
+
+    score_file(
+        options.model,
+        options.data,
+        options.out,
+        format=options.format,
+        images=options.images,
+        batch_size=options.batch_size,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

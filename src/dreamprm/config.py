@@ -1,0 +1,273 @@
+"""Every key of a config, and how a config is read: OmegaConf over these dataclasses."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dreamprm.errors import UserError, unknown_name
+
+
+@dataclass
+class SyntheticConfig:
+    """The built-in domains (dreamprm.data.synthetic), drawn into the run directory."""
+
+    # Quality of each domain, by its name; none means that data come from files.
+    domains: dict[str, str] = field(default_factory=dict)
+    solutions: int = 1500  # per domain
+    meta: int = 400  # solutions of the meta set
+    questions: int = 150  # of the test set
+    candidates: int = 8  # per test question
+
+
+@dataclass
+class DataConfig:
+    """What is trained on. Paths are relative to the working directory."""
+
+    # canonical, dreamprm-train, dreamprm-meta, math-vision, gsm8k-solutions
+    format: str = "canonical"
+    train: list[str] = field(default_factory=list)
+    # Solutions with an outcome each. Without files: the share `meta_share` of the questions of
+    # `train`, held out.
+    meta: list[str] = field(default_factory=list)
+    meta_format: str = "canonical"
+    meta_share: float = 0.0
+    # Questions with candidates to choose from, canonical. Without files: the share `test_share`
+    # of the questions of `train`, held out, each with all its solutions as candidates.
+    test: list[str] = field(default_factory=list)
+    test_share: float = 0.0
+    # steps: as they are in the data; outcome: a step without a label takes its solution's outcome.
+    labels: str = "steps"
+    # A control: this domain once more as "NAME-shuffled", with the outcomes shuffled.
+    shuffled_copy: str | None = None
+    # require: a missing image is an error; skip_missing: it is left out; ignore: text only.
+    images: str = "require"
+    # Longer solutions are left out, and counted.
+    max_tokens: int = 2048
+    # Equal numbers of solutions from every domain in a batch; else as many as a domain has.
+    stratified: bool = True
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+
+@dataclass
+class TinyConfig:
+    """A backbone of random weights (dreamprm.models.tiny)."""
+
+    width: int = 96
+    layers: int = 3
+    heads: int = 4
+    vision_layers: int = 1
+    vocabulary: int = 1024
+    max_pixels: int = 12544  # of an image; 112 × 112
+
+
+@dataclass
+class ModelConfig:
+    """The process reward model."""
+
+    # A folder or hub name, or tiny-qwen2-vl, tiny-qwen2, tiny-qwen3 for random weights.
+    backbone: str = MISSING
+    # Images are scaled to at most this many pixels; the backbone's own limit where not given.
+    max_pixels: int | None = None
+    freeze_vision: bool = False
+    tiny: TinyConfig = field(default_factory=TinyConfig)
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its schedule, for one level."""
+
+    learning_rate: float = MISSING
+    weight_decay: float = 0.0
+    batch_size: int = MISSING
+    schedule: str = "constant"  # constant, linear, cosine, step
+    warmup_steps: int = 0
+    decay_every: int = 5000  # steps, for schedule: step
+    gamma: float = 0.5  # factor at each decay, for schedule: step
+    clip: float = 0.0  # largest norm of a gradient; 0 for no limit
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """When to stop before the last step."""
+
+    patience: int = 0  # validations without getting better; 0 for never
+    metric: str = "best_of_n"
+    mode: str = "max"
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    seed: int = 0
+    steps: int = MISSING  # of the lower level
+    unroll_steps: int = 5  # steps of the lower level for one of the upper
+    # How the upper level sees through the lower one: darts, neumann, t1t2 or solver+product.
+    hypergradient: str = "t1t2"
+    hypergradient_options: dict[str, Any] = field(default_factory=dict)  # e.g. iterations, alpha
+    # pairwise, calibrated, aggregation_mse
+    meta_loss: str = "pairwise"
+    meta_loss_options: dict[str, Any] = field(default_factory=dict)  # calibrated: ridge
+    step_loss: str = "squared_error"  # or cross_entropy
+    # domain_table: learned; uniform: every domain 1, no upper level.
+    weighting: str = "domain_table"
+    # Also train with uniform weights, on the same batches, to compare with.
+    baseline: bool = True
+    out: str = MISSING  # the run directory
+    precision: str = "fp32"  # or bf16: autocast over fp32 parameters
+    device: str = "default"  # a GPU where there is one; cpu; gpu
+    log_every: int = 10  # steps
+    validate_every: int = 200  # steps
+    checkpoint_every: int = 200  # steps
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lower: OptimizerConfig = field(default_factory=OptimizerConfig)
+    upper: OptimizerConfig = field(default_factory=OptimizerConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+
+
+CHOICES = {
+    "meta_loss": ("pairwise", "calibrated", "aggregation_mse"),
+    "step_loss": ("squared_error", "cross_entropy"),
+    "weighting": ("domain_table", "uniform"),
+    "precision": ("fp32", "bf16"),
+    "device": ("default", "cpu", "gpu"),
+    "data.labels": ("steps", "outcome"),
+    "data.images": ("require", "skip_missing", "ignore"),
+    "lower.schedule": ("constant", "linear", "cosine", "step"),
+    "upper.schedule": ("constant", "linear", "cosine", "step"),
+    "early_stopping.mode": ("min", "max"),
+}
+AT_LEAST_ONE = (
+    "steps",
+    "unroll_steps",
+    "log_every",
+    "validate_every",
+    "lower.batch_size",
+    "upper.batch_size",
+    "data.max_tokens",
+)
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configs that come with the package."""
+    folder = resources.files("dreamprm.configs")
+    return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_config(config: str, overrides: list[str]) -> Config:
+    """Reads a config and checks every value of it.
+
+    Args:
+        config: a path, or the name of a shipped config.
+        overrides: ``key=value``, dots for what is nested.
+
+    Raises:
+        UserError: the file is missing, or a key is not known, or a value is of the wrong type or
+            out of its range; the message names file, key, what was found and what was expected.
+    """
+    text, where = _read(config)
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{where} holds {type(found).__name__}, expected keys and values")
+    merged = OmegaConf.structured(Config)
+    _refuse_unknown(found, Config, where)
+    merged = _merge(merged, OmegaConf.create(found), where)
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals:
+            raise UserError(f"{override!r} is not of the form key=value")
+        _refuse_unknown(OmegaConf.to_container(_dotlist(override)), Config, f"{override!r}")
+        merged = _merge(merged, _dotlist(override), f"{override!r}")
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise UserError(f"{where} gives no value for {', '.join(missing)}")
+    _check(merged, where)
+    result = OmegaConf.to_object(merged)
+    assert isinstance(result, Config)
+    return result
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes a config with every value resolved."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _read(config: str) -> tuple[str, str]:
+    path = Path(config)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise UserError(f"there is no config file {config}")
+        try:
+            return path.read_text(encoding="utf-8"), config
+        except UnicodeDecodeError as error:
+            raise UserError(f"{config} is not UTF-8 text: {error}") from error
+    if config not in shipped_configs():
+        raise UserError(unknown_name("config", config, shipped_configs()))
+    return (resources.files("dreamprm.configs") / f"{config}.yaml").read_text(), config
+
+
+def _dotlist(override: str) -> Any:
+    try:
+        return OmegaConf.from_dotlist([override])
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{override!r} cannot be read: {_first_line(error)}") from error
+
+
+def _merge(base: Any, change: Any, where: str) -> Any:
+    try:
+        return OmegaConf.merge(base, change)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        at = f" at {key}" if key else ""
+        raise UserError(f"{where}{at}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _refuse_unknown(found: Any, schema: type, where: str, prefix: str = "") -> None:
+    """Names the nearest right key for one that does not exist."""
+    if not isinstance(found, dict):
+        return
+    known = {f.name: f for f in fields(schema)}
+    for key, value in found.items():
+        if key not in known:
+            full = [prefix + name for name in known]
+            raise UserError(f"{where}: " + unknown_name("key", f"{prefix}{key}", full))
+        inner = known[key].default_factory
+        if isinstance(inner, type) and is_dataclass(inner):
+            _refuse_unknown(value, inner, where, f"{prefix}{key}.")
+
+
+def _check(config: Any, where: str) -> None:
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(config, key)
+        if value not in choices:
+            raise UserError(f"{where}: " + unknown_name(f"value of {key}", str(value), choices))
+    for key in AT_LEAST_ONE:
+        value = OmegaConf.select(config, key)
+        if value < 1:
+            raise UserError(f"{where}: {key} is {value}, expected at least 1")
+    for key in ("data.meta_share", "data.test_share"):
+        value = OmegaConf.select(config, key)
+        if not 0 <= value < 1:
+            raise UserError(f"{where}: {key} is {value}, expected at least 0 and less than 1")
+    for level in ("lower", "upper"):
+        rate = OmegaConf.select(config, f"{level}.learning_rate")
+        if not rate > 0:
+            raise UserError(f"{where}: {level}.learning_rate is {rate}, expected more than 0")
+    if not re.search(r"\S", config.out):
+        raise UserError(f"{where}: out is empty, expected a folder for the run")

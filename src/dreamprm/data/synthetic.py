@@ -1,0 +1,191 @@
+"""The built-in visual-reasoning domains: what each label is worth is known, because it was made so.
+
+A scene is a 2×2 grid of coloured squares. A solution names the colour of one square in each of its
+four steps; only a look at the image tells whether a step is right. Written in the canonical
+format, so that a run on them reads files as it would read anybody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dreamprm.data.formats import save_questions, save_trajectories
+from dreamprm.data.trajectory import Candidate, SelectionQuestion, Trajectory
+from dreamprm.errors import UserError, unknown_name
+
+COLOURS = {
+    "red": (214, 39, 40),
+    "green": (44, 160, 44),
+    "blue": (31, 90, 200),
+    "yellow": (240, 220, 40),
+    "white": (245, 245, 245),
+    "black": (20, 20, 20),
+}
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+CELL = 28  # pixels: one image token of Qwen2-VL
+QUESTION = "What is the colour of each square?"
+STEP_ERROR = 0.2  # chance that the solver names a wrong colour
+COMPLETIONS = 8  # Monte Carlo completions per prefix
+
+QUALITIES = {
+    "clean": "Monte Carlo labels as they are",
+    "noisy": "30 % of the labels p replaced by 1 − p",
+    "random": "labels of another solution",
+    "wrong_images": "the image of another question",
+    "inverted": "every label p replaced by 1 − p",
+    "easy": "the question gives the answer away: no image needed",
+}
+HARMFUL = ("random", "wrong_images", "inverted")
+
+Scene = tuple[str, str, str, str]
+
+
+def write_synthetic(
+    folder: Path,
+    domains: Mapping[str, str],
+    solutions: int,
+    meta: int,
+    questions: int,
+    candidates: int,
+    seed: int,
+) -> None:
+    """Writes ``train/<domain>.jsonl``, ``meta.jsonl``, ``test.jsonl`` and ``images/``.
+
+    Args:
+        folder: where to write.
+        domains: the quality (a key of ``QUALITIES``) of each domain, by its name.
+        solutions: per domain.
+        meta: solutions of the clean meta set, with an outcome each and no step labels.
+        questions: test questions.
+        candidates: solutions to choose from per test question.
+        seed: all is a function of it.
+
+    Raises:
+        UserError: a quality is not known.
+    """
+    for quality in domains.values():
+        if quality not in QUALITIES:
+            raise UserError(unknown_name("quality of a synthetic domain", quality, QUALITIES))
+    (folder / "train").mkdir(parents=True, exist_ok=True)
+    (folder / "images").mkdir(exist_ok=True)
+    for number, (name, quality) in enumerate(domains.items()):
+        rng = np.random.default_rng((seed, 0, number))
+        rows = _domain(name, quality, solutions, folder, rng)
+        save_trajectories(folder / "train" / f"{name}.jsonl", rows)
+    rng = np.random.default_rng((seed, 1))
+    rows = [_solution(f"meta-{i}", "meta", _scene(rng), folder, rng) for i in range(meta)]
+    save_trajectories(folder / "meta.jsonl", [replace(row, step_labels=None) for row in rows])
+    rng = np.random.default_rng((seed, 2))
+    save_questions(
+        folder / "test.jsonl", [_question(i, candidates, folder, rng) for i in range(questions)]
+    )
+
+
+def _domain(
+    name: str, quality: str, count: int, folder: Path, rng: np.random.Generator
+) -> list[Trajectory]:
+    easy = quality == "easy"
+    rows = [
+        _solution(f"{name}-{i}", name, _scene(rng, uniform=easy), folder, rng, hint=easy)
+        for i in range(count)
+    ]
+    if quality == "wrong_images":
+        return [replace(row, images=(_draw(_scene(rng), folder),)) for row in rows]
+    labels = np.array([row.step_labels for row in rows], dtype=float)
+    if quality == "random":
+        labels = rng.permutation(labels)
+    elif quality in ("noisy", "inverted"):
+        flip = rng.random(labels.shape) < (0.3 if quality == "noisy" else 1.0)
+        labels = np.where(flip, 1 - labels, labels)
+    return [
+        replace(row, step_labels=tuple(p.tolist())) for row, p in zip(rows, labels, strict=True)
+    ]
+
+
+def _question(
+    number: int, candidates: int, folder: Path, rng: np.random.Generator
+) -> SelectionQuestion:
+    scene = _scene(rng)
+    rows = [_solution("", "test", scene, folder, rng) for _ in range(candidates)]
+    return SelectionQuestion(
+        id=f"test-{number}",
+        question=QUESTION,
+        images=(_draw(scene, folder),),
+        answer=" ".join(scene),
+        candidates=tuple(
+            Candidate(
+                steps=row.steps,
+                answer=row.answer,
+                correct=bool(row.outcome),
+                # Whether the prefix is free of errors, for the AUC of step scores.
+                step_labels=tuple(float(p > 0) for p in _prefix_chances(row, scene)),
+            )
+            for row in rows
+        ),
+    )
+
+
+def _solution(
+    id: str,
+    domain: str,
+    scene: Scene,
+    folder: Path,
+    rng: np.random.Generator,
+    hint: bool = False,
+) -> Trajectory:
+    """A solution by a solver that errs in each step with chance ``STEP_ERROR``."""
+    named = list(scene)
+    for place in range(4):
+        if rng.random() < STEP_ERROR:
+            named[place] = str(rng.choice([c for c in COLOURS if c != scene[place]]))
+    order = rng.permutation(4)
+    steps = tuple(
+        f"Step {i}: The {PLACES[place]} square is {named[place]}."
+        for i, place in enumerate(order, start=1)
+    )
+    row = Trajectory(
+        id=id,
+        domain=domain,
+        question=f"Every square is {scene[0]}. {QUESTION}" if hint else QUESTION,
+        steps=steps,
+        images=(_draw(scene, folder),),
+        outcome=tuple(named) == scene,
+        answer=" ".join(named),
+    )
+    labels = tuple(
+        float(rng.binomial(COMPLETIONS, p) / COMPLETIONS) for p in _prefix_chances(row, scene)
+    )
+    return replace(row, step_labels=labels)
+
+
+def _prefix_chances(row: Trajectory, scene: Scene) -> list[float]:
+    """For every prefix, the chance that the solver finishes right from there: 0 after an error."""
+    right = [any(step.endswith(f"The {p} square is {c}.") for p, c in zip(PLACES, scene, strict=True)) for step in row.steps]
+    return [
+        (1 - STEP_ERROR) ** (len(right) - i) if all(right[:i]) else 0.0
+        for i in range(1, len(right) + 1)
+    ]
+
+
+def _scene(rng: np.random.Generator, uniform: bool = False) -> Scene:
+    names = rng.choice(list(COLOURS), size=4)
+    a, b, c, d = (str(names[0 if uniform else i]) for i in range(4))
+    return a, b, c, d
+
+
+def _draw(scene: Scene, folder: Path) -> Path:
+    """The image file of a scene, drawn the first time it is asked for."""
+    path = folder / "images" / ("-".join(scene) + ".png")
+    if not path.exists():
+        image = Image.new("RGB", (2 * CELL, 2 * CELL))
+        pen = ImageDraw.Draw(image)
+        for place, colour in enumerate(scene):
+            x, y = place % 2 * CELL, place // 2 * CELL
+            pen.rectangle((x, y, x + CELL - 1, y + CELL - 1), fill=COLOURS[colour])
+        image.save(path)
+    return path

@@ -1,0 +1,55 @@
+"""The numbers of a run: one line of ``metrics.jsonl`` each time, and the same in TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch.utils.tensorboard import SummaryWriter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Writes the numbers of a run where the run is.
+
+    Args:
+        folder: the run directory.
+        after_step: the step that the run continues after; what an interrupted run wrote beyond it
+            is removed, so that no step stands there twice. 0 for a new run.
+    """
+
+    def __init__(self, folder: Path, after_step: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / METRICS_FILE
+        kept = [row for row in read_metrics(folder) if row["step"] <= after_step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes the values of one step under their names."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        """Puts a figure into TensorBoard."""
+        self._board.add_figure(name, figure, step)
+
+    def close(self) -> None:
+        """Writes out what is left."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run's ``metrics.jsonl``; a last line that was cut off is left out."""
+    path = folder / METRICS_FILE
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,0 +1,23 @@
+"""Learning-rate schedules by name."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, StepLR
+from transformers import get_scheduler
+
+from dreamprm.config import OptimizerConfig
+
+SCHEDULES = ("constant", "linear", "cosine", "step")
+
+
+def build_schedule(optimizer: Optimizer, config: OptimizerConfig, steps: int) -> LRScheduler:
+    """The schedule that a config asks for, over ``steps`` optimizer steps.
+
+    ``linear`` and ``cosine`` decay to 0 after the warm-up; ``step`` halves (or what ``gamma``
+    says) every ``decay_every`` steps, as the DreamPRM paper does.
+    """
+    if config.schedule == "step":
+        return StepLR(optimizer, config.decay_every, config.gamma)
+    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+    return get_scheduler(name, optimizer, config.warmup_steps, steps)
