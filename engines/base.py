@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import betty
 import torch
+from betty import configs as betty_configs
+from betty import engine as betty_engine
 from betty.logging import get_logger
 from tqdm import tqdm
 
@@ -30,7 +31,7 @@ log = logging.getLogger("dreamprm")
 
 
 @dataclass
-class EngineConfig(betty.EngineConfig):
+class EngineConfig(betty_configs.EngineConfig):
     """What betty's EngineConfig says, and where and how often to write.
 
     Attributes:
@@ -95,7 +96,7 @@ class EarlyStopping:
         return self.since_best >= self.tolerance
 
 
-class Engine(betty.Engine):
+class Engine(betty_engine.Engine):
     """Runs linked problems; subclasses may say ``validation() -> dict`` and ``metrics() -> dict``.
 
     Args:

@@ -1,7 +1,7 @@
 """The built-in visual-reasoning domains: what each label is worth is known, because it was made so.
 
-A scene is a 2×2 grid of coloured squares. A solution names the colour of one square in each of its
-four steps; only a look at the image tells whether a step is right. Written in the canonical
+A scene is a 2×2 grid of numbered, coloured squares. A solution names the colour of one square in
+each of its four steps; only a look at the image tells whether a step is right. Written in the canonical
 format, so that a run on them reads files as it would read anybody's.
 """
 
@@ -26,11 +26,11 @@ COLOURS = {
     "white": (245, 245, 245),
     "black": (20, 20, 20),
 }
-PLACES = ("top left", "top right", "bottom left", "bottom right")
 CELL = 28  # pixels: one image token of Qwen2-VL
-QUESTION = "What is the colour of each square?"
+QUESTION = "What colour has each square?"
 STEP_ERROR = 0.2  # chance that the solver names a wrong colour
-COMPLETIONS = 8  # Monte Carlo completions per prefix
+COMPLETION_ERROR = 0.05  # the same for the sampler of the Monte Carlo completions
+COMPLETIONS = 8  # per prefix
 
 QUALITIES = {
     "clean": "Monte Carlo labels as they are",
@@ -142,11 +142,10 @@ def _solution(
     named = list(scene)
     for place in range(4):
         if rng.random() < STEP_ERROR:
-            named[place] = str(rng.choice([c for c in COLOURS if c != scene[place]]))
+            named[place] = str(rng.choice([c for c in COLOURS if c not in scene]))
     order = rng.permutation(4)
     steps = tuple(
-        f"Step {i}: The {PLACES[place]} square is {named[place]}."
-        for i, place in enumerate(order, start=1)
+        f"Square {place + 1} is {named[place]}." for place in order
     )
     row = Trajectory(
         id=id,
@@ -164,10 +163,11 @@ def _solution(
 
 
 def _prefix_chances(row: Trajectory, scene: Scene) -> list[float]:
-    """For every prefix, the chance that the solver finishes right from there: 0 after an error."""
-    right = [any(step.endswith(f"The {p} square is {c}.") for p, c in zip(PLACES, scene, strict=True)) for step in row.steps]
+    """For every prefix, the chance that a completion of it ends right: 0 after an error."""
+    facts = {f"Square {place} is {colour}." for place, colour in enumerate(scene, start=1)}
+    right = [step in facts for step in row.steps]
     return [
-        (1 - STEP_ERROR) ** (len(right) - i) if all(right[:i]) else 0.0
+        (1 - COMPLETION_ERROR) ** (len(right) - i) if all(right[:i]) else 0.0
         for i in range(1, len(right) + 1)
     ]
 
@@ -187,5 +187,6 @@ def _draw(scene: Scene, folder: Path) -> Path:
         for place, colour in enumerate(scene):
             x, y = place % 2 * CELL, place // 2 * CELL
             pen.rectangle((x, y, x + CELL - 1, y + CELL - 1), fill=COLOURS[colour])
+            pen.text((x + 9, y + 4), str(place + 1), fill=(128, 128, 128), font_size=18)
         image.save(path)
     return path
