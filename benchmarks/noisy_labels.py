@@ -1,6 +1,6 @@
 """Digits with unreliable annotators: learned weights against none, over seeds.
 
-    python benchmarks/noisy_labels.py --seeds 5 --hypergradient t1t2
+python benchmarks/noisy_labels.py --seeds 5 --hypergradient t1t2
 """
 
 from __future__ import annotations
@@ -8,13 +8,8 @@ from __future__ import annotations
 import argparse
 
 import torch
-from torch import nn
-
-from dreamprm.data.batches import BatchStream
 from dreamprm.engines.base import EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
-from dreamprm.inference.tables import table
-from dreamprm.models.weighting import DomainTable
 from dreamprm.problems.base import ProblemConfig
 from dreamprm.problems.noisy_labels import (
     AnnotatorWeighting,
@@ -22,6 +17,11 @@ from dreamprm.problems.noisy_labels import (
     noisy_digits,
     stack,
 )
+from torch import nn
+
+from dreamprm.data.batches import BatchStream
+from dreamprm.inference.tables import table
+from dreamprm.models.weighting import DomainTable
 
 ANNOTATORS, UNRELIABLE, FLIPPED = 6, 4, 0.4
 
@@ -69,8 +69,13 @@ def main() -> None:
         values = list(weights.values())
         reliable, unreliable = values[:-UNRELIABLE], values[-UNRELIABLE:]
         rows.append(
-            [str(seed), f"{plain:.3f}", f"{learned:.3f}"]
-            + [f"{min(reliable):.2f}", f"{max(unreliable):.2f}"]
+            [
+                str(seed),
+                f"{plain:.3f}",
+                f"{learned:.3f}",
+                f"{min(reliable):.2f}",
+                f"{max(unreliable):.2f}",
+            ]
         )
     header = ["seed", "unweighted", "learned", "lowest reliable", "highest unreliable"]
     print(table(header, rows))

@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dreamprm.engines.base import EngineConfig
+from dreamprm.engines.reweighting import ReweightingEngine
+from dreamprm.problems.base import ProblemConfig
+from dreamprm.problems.meta_losses import NEEDS_BOTH_OUTCOMES
+from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
 from omegaconf import OmegaConf
 
 from dreamprm.config import Config, OptimizerConfig, save_config
@@ -17,16 +22,11 @@ from dreamprm.data.batches import BatchStream
 from dreamprm.data.encoding import Encoder
 from dreamprm.data.sources import RunData, load_data, usable_meta, usable_train
 from dreamprm.data.trajectory import Trajectory
-from dreamprm.engines.base import EngineConfig
-from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError
 from dreamprm.inference.evaluation import aggregate, auc, evaluate_selection
 from dreamprm.models.build import build_model
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.weighting import DomainTable
-from dreamprm.problems.base import ProblemConfig
-from dreamprm.problems.meta_losses import NEEDS_BOTH_OUTCOMES
-from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
 from dreamprm.training.schedules import build_schedule
 
 log = logging.getLogger("dreamprm")
@@ -109,9 +109,7 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
 
     rows = usable_train(data.train, fits)
     meta = usable_meta(data.meta, fits)
-    upper_config = ProblemConfig(
-        precision=config.precision, gradient_clipping=config.upper.clip
-    )
+    upper_config = ProblemConfig(precision=config.precision, gradient_clipping=config.upper.clip)
     lower_config = ProblemConfig(
         type=config.hypergradient,
         options=config.hypergradient_options,
@@ -144,9 +142,7 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
             options=config.meta_loss_options,
             module=table,
             optimizer=optimizer,
-            scheduler=build_schedule(
-                optimizer, config.upper, config.steps // config.unroll_steps
-            ),
+            scheduler=build_schedule(optimizer, config.upper, config.steps // config.unroll_steps),
             train_data_loader=meta_batches(
                 meta, config.meta_loss, config.upper.batch_size, encode, config.seed
             ),
@@ -194,7 +190,8 @@ def meta_batches(
         log.warning(
             "all %d usable solutions of the meta set are %s: aggregation_mse will reward "
             "whatever moves all scores that way",
-            len(rows), only,
+            len(rows),
+            only,
         )
     if meta_loss not in NEEDS_BOTH_OUTCOMES:
         return BatchStream(rows, batch_size, encode, seed)
@@ -219,14 +216,14 @@ def _evaluate(model: ProcessRewardModel, data: RunData) -> dict[str, Any]:
     if not data.test:
         return {}
     candidates = [question.trajectories() for question in data.test]
-    logits = iter(model.step_logits([row for group in candidates for row in group], progress="test"))
+    logits = iter(
+        model.step_logits([row for group in candidates for row in group], progress="test")
+    )
     return evaluate_selection(data.test, [[next(logits) for _ in group] for group in candidates])
 
 
 def _adamw(parameters: Any, config: OptimizerConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _prepare(out: Path, config: Config, resume: bool, overwrite: bool) -> None:
@@ -255,7 +252,8 @@ def _refuse_changes(saved: Path, config: Config) -> None:
     """A resumed run must be the same experiment, but for where it runs and what it prints."""
     before = OmegaConf.to_container(OmegaConf.load(saved))
     now = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(before, dict) and isinstance(now, dict)
+    assert isinstance(before, dict)
+    assert isinstance(now, dict)
     free = ("out", "device", "log_every", "checkpoint_every")
     changed = [key for key in now if key not in free and before.get(key) != now[key]]
     if changed:

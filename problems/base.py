@@ -6,6 +6,7 @@ fails without it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -174,7 +175,7 @@ class Problem(ImplicitProblem):
                 torch.zeros_like(p) if g is None else g
                 for p, g in zip(lower_params, _take(grads, lower_params), strict=True)
             ]
-            for current, above in zip(path[1:-1], path[2:], strict=True):
+            for current, above in itertools.pairwise(path):
                 vector = current.implicit_gradient(vector, above)
             self.set_grads(params, vector)
 
@@ -219,9 +220,7 @@ class Problem(ImplicitProblem):
         """Continues where :meth:`state_dict` was taken."""
         super().load_state_dict(state_dict)
         self._count = state_dict["count"]
-        for loader, state in zip(
-            self.train_data_loader or (), state_dict["loaders"], strict=True
-        ):
+        for loader, state in zip(self.train_data_loader or (), state_dict["loaders"], strict=True):
             if state is not None:
                 loader.load_state_dict(state)
         if self.train_data_loader is not None:

@@ -37,9 +37,7 @@ def pairwise(scores: Tensor, outcome: Tensor, question: Tensor) -> Tensor:
     return softplus(scores[None, :] - scores[:, None])[pairs].mean()
 
 
-def calibrated(
-    scores: Tensor, outcome: Tensor, question: Tensor, ridge: float = 0.1
-) -> Tensor:
+def calibrated(scores: Tensor, outcome: Tensor, question: Tensor, ridge: float = 0.1) -> Tensor:
     """Cross-entropy of σ(a·s + c), with slope a and offset c fitted to this batch first.
 
     The fit is a ridge logistic regression; the ridge pulls the slope towards 1 (no recalibration)

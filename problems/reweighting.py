@@ -12,9 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from dreamprm.problems.base import Problem
+from torch import Tensor
 
 
 class ReweightedProblem(Problem):

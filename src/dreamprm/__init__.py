@@ -1,1 +1,39 @@
-"""DreamPRM."""
+"""Higher-order meta-learning on betty: DreamPRM and other bi-level reweighting tasks.
+
+What is named here is imported when it is first asked for, so that ``import dreamprm`` and the
+command line's help do not wait for transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dreamprm.errors import UserError
+
+if TYPE_CHECKING:
+    from dreamprm.data.formats import load_questions, load_trajectories
+    from dreamprm.data.trajectory import Trajectory
+    from dreamprm.hypergradients import hypergradient
+    from dreamprm.models.reward_model import ProcessRewardModel
+
+_HOMES = {
+    "ProcessRewardModel": "dreamprm.models.reward_model",
+    "Trajectory": "dreamprm.data.trajectory",
+    "hypergradient": "dreamprm.hypergradients",
+    "load_questions": "dreamprm.data.formats",
+    "load_trajectories": "dreamprm.data.formats",
+}
+
+__all__ = [
+    "ProcessRewardModel",
+    "Trajectory",
+    "UserError",
+    "hypergradient",
+    "load_questions",
+    "load_trajectories",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dreamprm' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -185,7 +185,7 @@ def load_config(config: str, overrides: list[str]) -> Config:
     _refuse_unknown(found, Config, where)
     merged = _merge(merged, OmegaConf.create(found), where)
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        _key, equals, _ = override.partition("=")
         if not equals:
             raise UserError(f"{override!r} is not of the form key=value")
         _refuse_unknown(OmegaConf.to_container(_dotlist(override)), Config, f"{override!r}")

@@ -1,4 +1,4 @@
-"""The one exception for what the user can put right: the command line turns it into exit status 2."""
+"""The one exception for what the user can put right; on the command line, exit status 2."""
 
 from __future__ import annotations
 

@@ -84,6 +84,7 @@ class BatchStream:
         """Continues from a place in the order."""
         self.position = state["position"]
 
+
 def to_device(batch: Any, device: torch.device | str | None) -> Any:
     """Moves every tensor of a batch to a device, however deep in dicts, lists and tuples."""
     if isinstance(batch, Tensor):

@@ -74,7 +74,9 @@ def load_data(config: DataConfig, folder: Path, seed: int) -> RunData:
         for row in load_trajectories(path, config.format, images=config.images)
     ]
     shares = {"meta": config.meta_share, "test": config.test_share}
-    held_out = {name: share for name, share in shares.items() if share and not getattr(config, name)}
+    held_out = {
+        name: share for name, share in shares.items() if share and not getattr(config, name)
+    }
     splits = split_by_question(rows, {"train": 1 - sum(held_out.values()), **held_out}, seed)
     train = splits["train"]
     if config.shuffled_copy is not None:
@@ -131,5 +133,10 @@ def _say_left_out(kind: str, rows: int, without: int, too_long: int) -> None:
         what = "labelled step" if kind == "training" else "step or outcome"
         log.warning(
             "%s: %d of %d solutions left out: %d without a %s, %d longer than data.max_tokens",
-            kind, without + too_long, rows, without, what, too_long,
+            kind,
+            without + too_long,
+            rows,
+            without,
+            what,
+            too_long,
         )

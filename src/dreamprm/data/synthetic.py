@@ -1,8 +1,8 @@
 """The built-in visual-reasoning domains: what each label is worth is known, because it was made so.
 
 A scene is a 2×2 grid of numbered, coloured squares. A solution names the colour of one square in
-each of its four steps; only a look at the image tells whether a step is right. Written in the canonical
-format, so that a run on them reads files as it would read anybody's.
+each of its four steps, a wrong one always a colour that is nowhere in the image; only a look at the
+image tells. Written in the canonical format, so that a run on them reads files like any other.
 """
 
 from __future__ import annotations
@@ -144,9 +144,7 @@ def _solution(
         if rng.random() < STEP_ERROR:
             named[place] = str(rng.choice([c for c in COLOURS if c not in scene]))
     order = rng.permutation(4)
-    steps = tuple(
-        f"Square {place + 1} is {named[place]}." for place in order
-    )
+    steps = tuple(f"Square {place + 1} is {named[place]}." for place in order)
     row = Trajectory(
         id=id,
         domain=domain,

@@ -1,1 +1,1 @@
-"""."""
+"""Aggregation, selection, metrics, and the tables made of them."""

@@ -1,1 +1,1 @@
-"""."""
+"""The reward model, tiny backbones, and the modules that weight samples."""

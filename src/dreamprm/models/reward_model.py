@@ -70,9 +70,7 @@ class ProcessRewardModel(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return self.readout(at_markers.to(self.readout.weight.dtype)).squeeze(-1)
 
-    def score(
-        self, trajectories: Iterable[Trajectory], batch_size: int = 32
-    ) -> list[list[float]]:
+    def score(self, trajectories: Iterable[Trajectory], batch_size: int = 32) -> list[list[float]]:
         """One score in (0, 1) per step of every trajectory, in the order given."""
         logits = self.step_logits(trajectories, batch_size)
         return [torch.tensor(row, dtype=torch.float64).sigmoid().tolist() for row in logits]

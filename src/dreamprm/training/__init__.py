@@ -1,1 +1,1 @@
-"""."""
+"""Checkpoints, metrics and schedules."""

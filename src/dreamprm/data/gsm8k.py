@@ -1,0 +1,37 @@
+"""GSM8K's example model solutions (github.com/openai/grade-school-math), one row per solution."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from dreamprm.data.rows import need, read_rows
+from dreamprm.data.trajectory import Trajectory
+
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
+
+
+def read(path: Path) -> Iterator[tuple[str, Trajectory]]:
+    """One trajectory per row, its model being the domain.
+
+    Calculator annotations ``<<3+4=7>>`` are left out: they are no part of what a solver writes for
+    a reader, and would tell a reward model how the sampler worked. ``step_ok`` of the rows is left
+    out too: it checks the arithmetic inside those annotations, not the step.
+
+    Raises:
+        UserError: a row lacks a key, or a value is wrong.
+    """
+    for where, row in read_rows(path):
+        steps = [_CALCULATOR.sub("", step).strip() for step in need(row, "steps", list, where)]
+        yield (
+            where,
+            Trajectory(
+                id=need(row, "id", str, where),
+                domain=need(row, "domain", str, where),
+                question=need(row, "prompt", str, where),
+                steps=tuple(step for step in steps if step),
+                outcome=need(row, "outcome", bool, where),
+                answer=row.get("final_answer"),
+            ),
+        )
