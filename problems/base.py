@@ -1,4 +1,4 @@
-"""Our Problem on betty's: the hypergradient methods of this project, and betty-ml 0.2.1's defects met.
+"""Our Problem on betty's: this project's hypergradients, and the defects of betty-ml 0.2.1 met.
 
 Each remedy names the defect that it answers and has a test in tests/test_problems_base.py that
 fails without it.

@@ -49,7 +49,7 @@ class PRMFineTuning(ReweightedProblem):
 
 
 class DomainWeighting(WeightingProblem):
-    """The upper problem: how well the reward model tells right solutions of the meta set from wrong.
+    """The upper problem: how well the reward model tells right meta solutions from wrong ones.
 
     Args:
         meta_loss: a name of ``dreamprm.problems.meta_losses.META_LOSSES``.

@@ -1,4 +1,4 @@
-"""Trajectories in, model inputs out: one token sequence per solution, a step marker after every step.
+"""From trajectories to model inputs: a token sequence per solution, a marker after every step.
 
 Layout: the images, the question, a blank line, then every step followed by the marker token. The
 question and each step are tokenised on their own, so that no later step can change the tokens of

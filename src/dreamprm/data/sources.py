@@ -59,7 +59,7 @@ def load_data(config: DataConfig, folder: Path, seed: int) -> RunData:
         train = [
             row
             for name in synthetic.domains
-            for row in load_trajectories(data / "train" / f"{name}.jsonl", images=config.images)
+            for row in load_trajectories(data / f"train-{name}.jsonl", images=config.images)
         ]
         return RunData(
             train,

@@ -54,7 +54,7 @@ def write_synthetic(
     candidates: int,
     seed: int,
 ) -> None:
-    """Writes ``train/<domain>.jsonl``, ``meta.jsonl``, ``test.jsonl`` and ``images/``.
+    """Writes ``train-<domain>.jsonl``, ``meta.jsonl``, ``test.jsonl`` and ``images/``.
 
     Args:
         folder: where to write.
@@ -71,12 +71,11 @@ def write_synthetic(
     for quality in domains.values():
         if quality not in QUALITIES:
             raise UserError(unknown_name("quality of a synthetic domain", quality, QUALITIES))
-    (folder / "train").mkdir(parents=True, exist_ok=True)
-    (folder / "images").mkdir(exist_ok=True)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     for number, (name, quality) in enumerate(domains.items()):
         rng = np.random.default_rng((seed, 0, number))
         rows = _domain(name, quality, solutions, folder, rng)
-        save_trajectories(folder / "train" / f"{name}.jsonl", rows)
+        save_trajectories(folder / f"train-{name}.jsonl", rows)
     rng = np.random.default_rng((seed, 1))
     rows = [_solution(f"meta-{i}", "meta", _scene(rng), folder, rng) for i in range(meta)]
     save_trajectories(folder / "meta.jsonl", [replace(row, step_labels=None) for row in rows])

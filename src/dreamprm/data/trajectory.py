@@ -269,4 +269,8 @@ def _images(record: Mapping[str, Any], folder: Path) -> tuple[Path, ...]:
 
 
 def _relative(images: Sequence[Path], folder: Path) -> list[str]:
-    return [path.resolve().relative_to(folder.resolve()).as_posix() for path in images]
+    root = folder.resolve()
+    for path in images:
+        if not path.resolve().is_relative_to(root):
+            raise UserError(f"image {path} is outside {folder}, where the file is to be written")
+    return [path.resolve().relative_to(root).as_posix() for path in images]
