@@ -175,7 +175,7 @@ class Problem(ImplicitProblem):
                 torch.zeros_like(p) if g is None else g
                 for p, g in zip(lower_params, _take(grads, lower_params), strict=True)
             ]
-            for current, above in itertools.pairwise(path):
+            for current, above in itertools.pairwise(path[1:]):
                 vector = current.implicit_gradient(vector, above)
             self.set_grads(params, vector)
 

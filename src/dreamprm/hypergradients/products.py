@@ -171,10 +171,24 @@ def _leaves(tensors: Sequence[Tensor]) -> Tensors:
     return [t.detach().requires_grad_() for t in tensors]
 
 
-def _grad(outputs: Tensor | Sequence[Tensor], inputs: Tensors, **options: object) -> Tensors:
+def _grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensors,
+    grad_outputs: Sequence[Tensor] | None = None,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> Tensors:
     """autograd.grad with zeros for what the outputs do not depend on."""
     return list(
-        torch.autograd.grad(outputs, inputs, allow_unused=True, materialize_grads=True, **options)  # type: ignore[arg-type]
+        torch.autograd.grad(
+            outputs,
+            inputs,
+            grad_outputs,
+            retain_graph,
+            create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
     )
 
 
