@@ -170,9 +170,7 @@ def test_one_dropout_mask_serves_all_evaluations(solver: str, product: str) -> N
     answers = []
     for name in ("double_backward", product):
         torch.manual_seed(7)
-        answers += hypergradient(
-            f"{solver}+{name}", small_upper, small_network_loss, lower, upper
-        )
+        answers += hypergradient(f"{solver}+{name}", small_upper, small_network_loss, lower, upper)
     # Another mask changes the answer by its own size; the differences' own error is O(ε²).
     assert relative(answers[1], answers[0]) < (1e-12 if product == "forward" else 1e-3)
 

@@ -1,0 +1,154 @@
+"""The Engine: early stopping, metrics where the run is, validation, checkpoints and resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dreamprm.engines.base import EngineConfig
+from dreamprm.engines.reweighting import ReweightingEngine
+from dreamprm.errors import UserError
+from dreamprm.training.checkpoints import checkpoint_steps
+from dreamprm.training.metrics import read_metrics
+from tests.toy import toy
+
+
+class Validating(ReweightingEngine):
+    """Gives a metric that gets better at steps 2 and 4 and never again."""
+
+    def validation(self) -> dict[str, float]:
+        return {"error": {2: 1.0, 4: 0.5}.get(self.global_step, 0.7)}
+
+
+def test_early_stopping_stops_and_stays_stopped(tmp_path: Path) -> None:
+    def build() -> ReweightingEngine:
+        return toy(
+            steps=50,
+            engine=Validating,
+            valid_step=2,
+            early_stopping=True,
+            early_stopping_metric="error",
+            early_stopping_tolerance=3,
+            run_directory=tmp_path,
+        )
+
+    engine = build()
+    engine.run()
+    assert engine.global_step == 10
+    again = build()
+    assert again.resume()
+    again.run()
+    assert again.global_step == 10
+
+
+def test_early_stopping_names_the_metrics_there_are() -> None:
+    with pytest.raises(UserError, match=r"'loss' is not among .* error"):
+        toy(engine=Validating, valid_step=2, early_stopping=True).run()
+
+
+def test_metrics_stand_in_the_run_directory(tmp_path: Path) -> None:
+    toy(steps=10, engine=Validating, valid_step=5, log_every=5, run_directory=tmp_path).run()
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [5, 5, 10, 10]
+    names = {
+        "regression/loss",
+        "regression/unweighted_loss",
+        "regression/learning_rate",
+        "weighting/loss",
+        "weighting/learning_rate",
+        "weights/right",
+        "weights/wrong",
+    }
+    assert set(rows[0]) == names | {"step"}
+    assert rows[1] == {"step": 5, "validation/error": 0.7}
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert set(board.Tags()["scalars"]) == names | {"validation/error"}
+    assert board.Tags()["images"] == ["weights"]
+    for name in names:
+        found = [event.value for event in board.Scalars(name)]
+        assert found == pytest.approx([row[name] for row in rows if name in row])
+
+
+def state(engine: ReweightingEngine) -> list[torch.Tensor]:
+    return [p.detach() for problem in engine.problems for p in problem.module.parameters()]
+
+
+def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    whole = toy(steps=23, run_directory=tmp_path / "whole", log_every=1)
+    whole.run()
+    config: dict[str, Any] = {
+        "run_directory": tmp_path / "cut",
+        "log_every": 1,
+        "checkpoint_every": 4,
+    }
+    first = toy(steps=23, **config)
+    step = first.train_step
+
+    def crash() -> None:
+        if first.global_step == 14:
+            raise RuntimeError("power cut")
+        step()
+
+    first.train_step = crash  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError):
+        first.run()
+    assert checkpoint_steps(tmp_path / "cut" / "checkpoints") == [8, 12]
+    second = toy(steps=23, **config)
+    assert second.resume()
+    assert second.global_step == 12
+    second.run()
+    for a, b in zip(state(whole), state(second), strict=True):
+        assert torch.equal(a, b)
+    assert read_metrics(tmp_path / "cut") == read_metrics(tmp_path / "whole")
+
+
+def test_an_interrupt_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path) -> None:
+    engine = toy(steps=50, run_directory=tmp_path)
+    step = engine.train_step
+
+    def interrupted_step() -> None:
+        if engine.global_step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        step()
+
+    engine.train_step = interrupted_step  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        engine.run()
+    assert checkpoint_steps(tmp_path / "checkpoints") == [7]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    assert not toy(run_directory=tmp_path).resume()
+    assert not toy().resume()
+
+
+def test_a_checkpoint_of_other_problems_is_refused() -> None:
+    engine = toy()
+    other = engine.state_dict()
+    other["problems"]["prm"] = other["problems"].pop("regression")
+    with pytest.raises(UserError, match=r"holds the problems \['prm', 'weighting'\]"):
+        engine.load_state_dict(other)
+
+
+def test_a_half_written_metrics_line_is_dropped(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": 1, "a": 2.0}) + "\n", '{"step": 2, "a"']
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    assert read_metrics(tmp_path) == [{"step": 1, "a": 2.0}]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"strategy": "fsdp"}, {"early_stopping_mode": "up"}, {"log_every": 0}, {"valid_step": 0}],
+)
+def test_wrong_engine_configs_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(options))):
+        EngineConfig(**options)
