@@ -8,8 +8,13 @@ from __future__ import annotations
 import argparse
 
 import torch
+from torch import nn
+
+from dreamprm.data.batches import BatchStream
 from dreamprm.engines.base import EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
+from dreamprm.inference.tables import table
+from dreamprm.models.weighting import DomainTable
 from dreamprm.problems.base import ProblemConfig
 from dreamprm.problems.noisy_labels import (
     AnnotatorWeighting,
@@ -17,11 +22,6 @@ from dreamprm.problems.noisy_labels import (
     noisy_digits,
     stack,
 )
-from torch import nn
-
-from dreamprm.data.batches import BatchStream
-from dreamprm.inference.tables import table
-from dreamprm.models.weighting import DomainTable
 
 ANNOTATORS, UNRELIABLE, FLIPPED = 6, 4, 0.4
 

@@ -20,10 +20,10 @@ import torch
 from betty import configs as betty_configs
 from betty import engine as betty_engine
 from betty.logging import get_logger
-from dreamprm.problems.base import Problem
 from tqdm import tqdm
 
 from dreamprm.errors import UserError
+from dreamprm.problems.base import Problem
 from dreamprm.training.checkpoints import load_latest_checkpoint, save_checkpoint
 from dreamprm.training.metrics import MetricsLog
 

@@ -10,11 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dreamprm.engines.base import EngineConfig
-from dreamprm.engines.reweighting import ReweightingEngine
-from dreamprm.problems.base import ProblemConfig
-from dreamprm.problems.meta_losses import NEEDS_BOTH_OUTCOMES
-from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
 from omegaconf import OmegaConf
 
 from dreamprm.config import Config, OptimizerConfig, save_config
@@ -22,11 +17,16 @@ from dreamprm.data.batches import BatchStream
 from dreamprm.data.encoding import Encoder
 from dreamprm.data.sources import RunData, load_data, usable_meta, usable_train
 from dreamprm.data.trajectory import Trajectory
+from dreamprm.engines.base import EngineConfig
+from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError
 from dreamprm.inference.evaluation import aggregate, auc, evaluate_selection
 from dreamprm.models.build import build_model
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.weighting import DomainTable
+from dreamprm.problems.base import ProblemConfig
+from dreamprm.problems.meta_losses import NEEDS_BOTH_OUTCOMES
+from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
 from dreamprm.training.schedules import build_schedule
 
 log = logging.getLogger("dreamprm")

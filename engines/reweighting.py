@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dreamprm.engines.base import Engine, EngineConfig
-from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
-
 from dreamprm.errors import UserError
+from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
 
 
 class ReweightingEngine(Engine):

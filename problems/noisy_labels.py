@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
 
 
 class DigitClassifier(ReweightedProblem):

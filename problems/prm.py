@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from dreamprm.problems.meta_losses import META_LOSSES
-from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dreamprm.errors import UserError, unknown_name
 from dreamprm.inference.aggregation import mean_logit
+from dreamprm.problems.meta_losses import META_LOSSES
+from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
 
 STEP_LOSSES = {
     "squared_error": lambda logits, labels: (logits.sigmoid() - labels).square(),

@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from dreamprm.problems.base import Problem
 from torch import Tensor
+
+from dreamprm.problems.base import Problem
 
 
 class ReweightedProblem(Problem):

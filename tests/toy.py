@@ -1,4 +1,4 @@
-"""A reweighting task of two domains small enough for closed forms: y = xφ, domain 1 mislabelled."""
+"""A small reweighting task of two domains: y = xφ, the second one labelled −y."""
 
 from __future__ import annotations
 
