@@ -20,10 +20,10 @@ import torch
 from betty import configs as betty_configs
 from betty import engine as betty_engine
 from betty.logging import get_logger
-from tqdm import tqdm
 
 from dreamprm.errors import UserError
 from dreamprm.problems.base import Problem
+from dreamprm.progress import progress_bar
 from dreamprm.training.checkpoints import load_latest_checkpoint, save_checkpoint
 from dreamprm.training.metrics import MetricsLog
 
@@ -142,13 +142,7 @@ class Engine(betty_engine.Engine):
         self.train()
         sums: dict[str, list[float]] = defaultdict(list)
         metrics = self._open_metrics()
-        bar = tqdm(
-            total=self.train_iters,
-            initial=self.global_step,
-            desc=self.config.progress,
-            disable=self.config.progress is None,
-            unit="step",
-        )
+        bar = progress_bar(self.config.progress, self.train_iters, "step", self.global_step)
         stop = self.global_step >= self.train_iters or (
             self.early_stopping is not None and self.early_stopping.reached
         )
@@ -165,7 +159,10 @@ class Engine(betty_engine.Engine):
                 if self.global_step % self.config.log_every == 0 or stop:
                     values = {name: sum(v) / len(v) for name, v in sums.items()}
                     sums.clear()
-                    bar.set_postfix({k: f"{v:.3f}" for k, v in values.items() if "loss" in k})
+                    bar.set_postfix(
+                        {k: f"{v:.3f}" for k, v in values.items() if k.endswith("/loss")},
+                        refresh=False,
+                    )
                     if metrics is not None:
                         metrics.write(
                             self.global_step, values | self._learning_rates() | self.metrics()

@@ -1,4 +1,4 @@
-"""Every method against the closed form of a ridge regression whose lower loss is domain-weighted."""
+"""Every method against the closed form of a domain-weighted ridge regression."""
 
 from __future__ import annotations
 

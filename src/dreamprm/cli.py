@@ -70,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from transformers.utils.logging import disable_progress_bar
+
     from dreamprm.config import load_config
     from dreamprm.engines.prm import train
     from dreamprm.inference.tables import summary_table
@@ -78,6 +80,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.out is not None:
         overrides.append(f"out={options.out}")
     config = load_config(options.config, overrides)
+    disable_progress_bar()  # of every save; the run has its own
     summary = train(config, resume=options.resume, overwrite=options.overwrite)
     print(summary_table(summary))
     print(f"\nThe run is in {config.out}; look at it with: tensorboard --logdir {config.out}")

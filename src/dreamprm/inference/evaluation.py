@@ -32,14 +32,15 @@ def evaluate_selection(
 
     Returns:
         ``best_of_n``: the share of questions whose best-scored candidate is right (the first one
-        of equals); ``random_pick``: the same for a candidate drawn at random, in expectation;
-        ``pass_at_n``: the share with a right candidate; ``majority_vote``: for the most frequent
-        answer (the first one of equals); ``best_source``: for always taking the candidate of the
-        one source that is right most often on these questions; ``step_auc``: of the step scores
-        against the candidates' step labels, above 0.5 counting as right. None for what the data
-        do not allow.
+        of equals). ``random_pick``: the same for a candidate drawn at random, in expectation.
+        ``pass_at_n``: the share with a right candidate. ``majority_vote``: the same for the most
+        frequent answer (the first one of equals; who gave none has no vote). ``best_source``: for
+        always taking the candidate of the one source that is right most often on these questions,
+        which is known in hindsight only. ``step_auc``: of the step scores against the candidates'
+        step labels, above 0.5 counting as right. None for what the data do not allow.
     """
     picked, random, possible, majority = [], [], [], []
+    voted = False
     by_source: dict[str, list[bool]] = defaultdict(list)
     flat_scores: list[float] = []
     flat_right: list[bool] = []
@@ -51,9 +52,9 @@ def evaluate_selection(
         random.append(sum(right) / len(right))
         possible.append(any(right))
         answers = [c.answer for c in candidates]
-        if all(answer is not None for answer in answers):
-            vote, _ = Counter(answers).most_common(1)[0]
-            majority.append(right[answers.index(vote)])
+        votes = Counter(answer for answer in answers if answer is not None)
+        voted = voted or bool(votes)
+        majority.append(bool(votes) and right[answers.index(votes.most_common(1)[0][0])])
         for candidate, steps in zip(candidates, logits, strict=True):
             by_source[candidate.domain].append(candidate.correct)
             for label, logit in zip(candidate.step_labels or (), steps, strict=False):
@@ -67,7 +68,7 @@ def evaluate_selection(
         "best_of_n": _mean(picked),
         "random_pick": _mean(random),
         "pass_at_n": _mean(possible),
-        "majority_vote": _mean(majority) if len(majority) == len(questions) else None,
+        "majority_vote": _mean(majority) if voted else None,
         "best_source": max((s for s in sources if s is not None), default=None),
         "step_auc": auc(flat_scores, flat_right),
     }

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from dreamprm.data.batches import to_device
 from dreamprm.data.encoding import Encoder
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
+from dreamprm.progress import progress_bar
 
 log = logging.getLogger("dreamprm")
 
@@ -101,8 +101,7 @@ class ProcessRewardModel(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            bar = tqdm(total=len(order), desc=progress, disable=progress is None, unit="solution")
-            with bar:
+            with progress_bar(progress, len(order), "solution") as bar:
                 for start in range(0, len(order), batch_size):
                     indices = order[start : start + batch_size]
                     batch = to_device(encode([items[i] for i in indices]), device)
