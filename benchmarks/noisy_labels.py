@@ -32,7 +32,7 @@ def accuracy_and_weights(
     """Test accuracy of one run, and the weight of each annotator."""
     data = noisy_digits(ANNOTATORS, UNRELIABLE, FLIPPED, meta=100, test=600, seed=seed)
     torch.manual_seed(seed)
-    network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    network = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
     classifier = DigitClassifier(
         "classifier",
         ProblemConfig(type=hypergradient, unroll_steps=5),
@@ -59,7 +59,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--hypergradient", default="t1t2")
     options = parser.parse_args()
     rows = []

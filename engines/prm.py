@@ -66,10 +66,11 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> dict
     out = Path(config.out)
     _prepare(out, config, resume, overwrite)
     data = load_data(config.data, out, config.seed)
-    runs: dict[str, Any] = {}
+    numbers, weights = _run(config, data, out)
+    runs = {config.weighting: numbers}
     if config.weighting != "uniform" and config.baseline:
-        runs["uniform"], _ = _run(replace(config, weighting="uniform"), data, out / "uniform")
-    runs[config.weighting], weights = _run(config, data, out)
+        uniform, _ = _run(replace(config, weighting="uniform"), data, out / "uniform")
+        runs = {"uniform": uniform} | runs
     summary = {
         "config": str(out / CONFIG_FILE),
         "meta_loss": config.meta_loss,

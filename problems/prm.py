@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -68,6 +69,13 @@ class DomainWeighting(WeightingProblem):
             raise UserError(unknown_name("meta loss", meta_loss, META_LOSSES))
         self.meta_loss = META_LOSSES[meta_loss]
         self.options = options or {}
+        known = list(inspect.signature(self.meta_loss).parameters)[3:]
+        for name in self.options:
+            if name not in known:
+                raise UserError(
+                    f"meta loss {meta_loss!r} has no option {name!r}; "
+                    f"it has {', '.join(known) or 'none'}"
+                )
 
     def training_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The meta loss, and for the logs the share of the batch's solutions ranked right."""

@@ -189,7 +189,7 @@ def test_dreamprm_rows_merge_into_solutions(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_dreamprm_rows(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    (tmp_path / "t.json").write_text(json.dumps([train_row("Step 1: a", 0.5, **change)]))
+    (tmp_path / "t.json").write_text(json.dumps([train_row("Step 1: a", 0.5) | change]))
     with pytest.raises(UserError, match=message):
         load_trajectories(tmp_path / "t.json", "dreamprm-train", images="ignore")
 

@@ -13,7 +13,12 @@ from dreamprm.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes key=value only in one piece; after an option, they are left over.
+    if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("dreamprm").setLevel(logging.INFO)
     try:

@@ -9,7 +9,8 @@ from pathlib import Path
 from dreamprm.data.rows import need, read_rows
 from dreamprm.data.trajectory import Trajectory
 
-_CALCULATOR = re.compile(r"<<[^<>]*>>")
+# Some samples were cut off within an annotation.
+_CALCULATOR = re.compile(r"<<[^<>]*(?:>>|$)")
 
 
 def read(path: Path) -> Iterator[tuple[str, Trajectory]]:

@@ -1,0 +1,278 @@
+"""The command line as a user meets it: runs, resumes, refusals with exit status 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreamprm import ProcessRewardModel, load_trajectories
+from dreamprm.cli import main
+from dreamprm.config import load_config, shipped_configs
+from dreamprm.training.checkpoints import checkpoint_steps
+from dreamprm.training.metrics import read_metrics
+from tests.shared import SHARED, needs_shared
+
+SMALL = [
+    "steps=8",
+    "unroll_steps=2",
+    "log_every=2",
+    "validate_every=4",
+    "checkpoint_every=3",
+    "data.synthetic.solutions=24",
+    "data.synthetic.meta=40",
+    "data.synthetic.questions=6",
+    "model.tiny.width=32",
+    "model.tiny.heads=2",
+    "lower.batch_size=16",
+    "upper.batch_size=16",
+]
+
+
+def run_demo(out: Path, *options: str) -> dict[str, Any]:
+    assert main(["demo", "--out", str(out), *SMALL, *options]) == 0
+    return json.loads((out / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "demo"
+    run_demo(out)
+    return out
+
+
+def test_a_run_directory_holds_what_it_promises(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "tensorboard",
+        "checkpoints",
+        "model",
+        "weights.json",
+        "uniform",
+    }
+    summary = json.loads((finished / "summary.json").read_text())
+    domains = set(summary["qualities"])
+    assert len(domains) == 8
+    assert set(summary["weights"]) == domains
+    assert json.loads((finished / "weights.json").read_text()) == summary["weights"]
+    assert sum(summary["weights"].values()) == pytest.approx(8, rel=1e-5)
+    assert set(summary["runs"]) == {"uniform", "domain_table"}
+    rows = read_metrics(finished)
+    last = {name: value for row in rows if row["step"] == 8 for name, value in row.items()}
+    assert {f"weights/{d}": summary["weights"][d] for d in domains}.items() <= last.items()
+    assert {"prm/loss", "weighting/loss", "validation/outcome_auc"} <= last.keys()
+    assert load_config(str(finished / "config.yaml"), []).steps == 8
+
+
+def test_the_table_shows_weights_beside_qualities(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_demo(finished, "--resume")
+    printed = capsys.readouterr().out
+    summary = json.loads((finished / "summary.json").read_text())
+    for name, quality in summary["qualities"].items():
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"| {name} ")]
+        assert quality in line
+        assert f"{summary['weights'][name]:.2f}" in line
+    assert f"{summary['runs']['uniform']['pass_at_n']:.3f}" in printed
+
+
+def test_a_killed_run_resumes_to_the_same_table(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "dreamprm.cli", "demo", "--out", str(out), *SMALL]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    deadline = time.monotonic() + 120
+    # Killed once the learned run has left its first checkpoint, at step 3 of 8.
+    while not checkpoint_steps(out / "checkpoints"):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "summary.json").exists()
+    resumed = run_demo(out, "--resume")
+    whole = json.loads((finished / "summary.json").read_text())
+    assert resumed["weights"] == pytest.approx(whole["weights"], rel=1e-4)
+    for name, numbers in whole["runs"].items():
+        assert resumed["runs"][name] == pytest.approx(numbers, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["neumann", "darts", "identity+double_backward"])
+def test_another_method_is_one_word(finished: Path, tmp_path: Path, method: str) -> None:
+    summary = run_demo(tmp_path / "run", f"hypergradient={method}", "baseline=false")
+    assert summary["hypergradient"] == method
+    default = json.loads((finished / "summary.json").read_text())
+    if method == "identity+double_backward":
+        # The exact product of the default, computed another way: rounding, through Adam.
+        assert summary["weights"] == pytest.approx(default["weights"], rel=1e-2)
+    else:
+        assert summary["weights"] != default["weights"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["meta_loss=aggregation_mse", "step_loss=cross_entropy", "precision=bf16"],
+        ["meta_loss=calibrated", "meta_loss_options.ridge=1.0", "lower.schedule=step"],
+        ["model.freeze_vision=true", "data.stratified=false", "lower.schedule=cosine"],
+        ["model.backbone=tiny-qwen3", "data.images=ignore"],
+        ["weighting=uniform"],
+    ],
+)
+def test_the_other_choices_run(tmp_path: Path, overrides: list[str]) -> None:
+    summary = run_demo(tmp_path / "run", "baseline=false", *overrides)
+    (numbers,) = summary["runs"].values()
+    assert 0 <= numbers["best_of_n"] <= numbers["pass_at_n"]
+
+
+def test_score_writes_a_line_a_solution(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = finished / "data" / "meta.jsonl"
+    out = tmp_path / "scores.jsonl"
+    assert main(["score", str(finished), str(data), "--out", str(out)]) == 0
+    rows = load_trajectories(data)
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    expected = ProcessRewardModel.from_pretrained(finished / "model").score(rows)
+    assert [row["id"] for row in found] == [row.id for row in rows]
+    assert [row["scores"] for row in found] == expected
+    assert all(0 < row["aggregated"] < 1 for row in found)
+    assert main(["score", str(finished / "model"), str(data)]) == 0
+    assert capsys.readouterr().out == out.read_text()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert printed.startswith("dreamprm: ")
+    return printed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["step=3"], "unknown key 'step': did you mean 'steps'"),
+        (["data.synthetic.solution=3"], "did you mean 'data.synthetic.solutions'"),
+        (["steps=many"], "steps"),
+        (["steps=0"], "steps is 0, expected at least 1"),
+        (["steps"], "not of the form key=value"),
+        (["meta_loss=pairwize"], "did you mean 'pairwise'"),
+        (["hypergradient=neuman"], "did you mean 'neumann'"),
+        (["hypergradient=darts", "hypergradient_options.alpha=1"], "unknown option"),
+        (["meta_loss_options.ridge=1"], "'pairwise' has no option 'ridge'; it has none"),
+        (["lower.learning_rate=-1"], "lower.learning_rate is -1"),
+        (["lower.schedule=cosin"], "did you mean 'cosine'"),
+        (["data.train=[x.jsonl]"], "both given"),
+        (["data.synthetic.domains.clean-a=cleen"], "did you mean 'clean'"),
+        (["model.backbone=tiny-qwen2vl"], "did you mean 'tiny-qwen2-vl'"),
+        (["model.backbone=tiny-qwen2"], "data.images=ignore"),
+        (["data.max_tokens=3"], "data.max_tokens"),
+        (["model=7"], "model"),
+        (["out=''"], "out is empty"),
+    ],
+)
+def test_wrong_values_are_one_message_and_status_2(
+    overrides: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    small = [
+        o for o in SMALL if o.partition("=")[0] not in {v.partition("=")[0] for v in overrides}
+    ]
+    printed = refused(capsys, "demo", *small, f"out={out}", *overrides)
+    assert message in printed
+    assert len(printed.strip().splitlines()[-1]) < 400
+
+
+def test_wrong_files_and_folders(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "did you mean 'demo'" in refused(capsys, "train", "dmo")
+    assert "no config file" in refused(capsys, "train", "nothing.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("steps: [1")
+    assert "is not YAML" in refused(capsys, "train", str(broken))
+    broken.write_text("steps: 5\nlowr: {}\n")
+    assert "did you mean 'lower'" in refused(capsys, "train", str(broken))
+    broken.write_text("steps: 5\n")
+    assert "gives no value for" in refused(capsys, "train", str(broken))
+    holds = refused(capsys, "demo", *SMALL, f"out={finished}")
+    assert "--resume continues it, --overwrite replaces it" in holds
+    changed = refused(capsys, "demo", *SMALL, "seed=5", "--out", str(finished), "--resume")
+    assert "differs from this config in seed" in changed
+    (tmp_path / "mine.txt").write_text("keep me")
+    assert "not an empty folder" in refused(capsys, "demo", *SMALL, f"out={tmp_path}")
+    assert "no reward model in" in refused(capsys, "score", str(tmp_path), "x.jsonl")
+    assert "no file x.jsonl" in refused(capsys, "score", str(finished), "x.jsonl")
+    data = str(finished / "data" / "meta.jsonl")
+    assert "--batch-size is 0" in refused(capsys, "score", str(finished), data, "--batch-size", "0")
+
+
+def test_every_shipped_config_is_valid() -> None:
+    assert shipped_configs() == ["demo", "dreamprm", "gsm8k", "mathv"]
+    for name in shipped_configs():
+        assert load_config(name, []).out == f"runs/{name}"
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["gsm8k", "mathv"])
+def test_real_data_train(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(SHARED.parents[1] / "main" if (SHARED.parents[1] / "main").is_dir() else ".")
+    source = {"gsm8k": SHARED / "gsm8k_solutions.jsonl", "mathv": SHARED / "mathv"}[name]
+    small = ["steps=4", "baseline=false", "data.max_tokens=160", "model.tiny.width=32"]
+    small += ["model.tiny.heads=2", "lower.batch_size=10", "upper.batch_size=10"]
+    small += [f"data.train=[{source}]"]
+    if name == "mathv":
+        small += ["model.tiny.max_pixels=3136"]
+    assert main(["train", name, "--out", str(tmp_path / "run"), *small]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert len(summary["weights"]) == 5
+    numbers = summary["runs"]["domain_table"]
+    assert numbers["majority_vote"] is not None
+    assert numbers["random_pick"] <= numbers["best_source"] <= numbers["pass_at_n"]
+
+
+@needs_shared
+def test_the_papers_set_up_runs_on_a_tiny_backbone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The published meta file, and training rows in the published format made of its solutions."""
+    meta = load_trajectories(SHARED / "dreamprm_meta.json", "dreamprm-meta", images="ignore")
+    rows = [
+        {
+            "input": row.question,
+            "add": "\n\n".join(row.steps[: i + 1]),
+            "image_path": f"img/{row.id}.png",
+            "dataset": ("ai2d", "chartqa", "m3cot")[number % 3],
+            "accuracy": (number + i) % 5 / 4,
+        }
+        for number, row in enumerate(row for row in meta if row.steps)
+        for i in range(len(row.steps))
+    ]
+    train = tmp_path / "train.json"
+    train.write_text(json.dumps(rows))
+    files = [f"data.train=[{train}]", f"data.meta=[{SHARED / 'dreamprm_meta.json'}]", "steps=10"]
+    tiny = ["model.backbone=tiny-qwen2-vl", *files]
+    out = tmp_path / "run"
+    assert "there is no image" in refused(capsys, "train", "dreamprm", *tiny, f"out={out}")
+    command = ["train", "dreamprm", *tiny, "--out", str(out), "--overwrite"]
+    assert main([*command, "data.images=skip_missing"]) == 0
+    printed = capsys.readouterr().err
+    assert "images of 128 of 128 rows are missing" in printed
+    assert "372 of 500 rows hold a question without a step" in printed
+    assert "meta: 372 of 500 solutions left out" in printed
+    assert "all 128 usable solutions of the meta set are right" in printed
+    weights = json.loads((out / "weights.json").read_text())
+    assert set(weights) == {"ai2d", "chartqa", "m3cot"}
+    assert len(set(weights.values())) == 3
