@@ -256,7 +256,7 @@ def _refuse_changes(saved: Path, config: Config) -> None:
     assert isinstance(before, dict)
     assert isinstance(now, dict)
     free = ("out", "device", "log_every", "checkpoint_every")
-    changed = [key for key in now if key not in free and before.get(key) != now[key]]
+    changed = [str(k) for k in now if k not in free and before.get(k) != now[k]]
     if changed:
         raise UserError(
             f"{saved} differs from this config in {', '.join(changed)}: "

@@ -245,7 +245,9 @@ def test_real_data_train(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPa
 
 @needs_shared
 def test_the_papers_set_up_runs_on_a_tiny_backbone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The published meta file, and training rows in the published format made of its solutions."""
     meta = load_trajectories(SHARED / "dreamprm_meta.json", "dreamprm-meta", images="ignore")
@@ -268,7 +270,7 @@ def test_the_papers_set_up_runs_on_a_tiny_backbone(
     assert "there is no image" in refused(capsys, "train", "dreamprm", *tiny, f"out={out}")
     command = ["train", "dreamprm", *tiny, "--out", str(out), "--overwrite"]
     assert main([*command, "data.images=skip_missing"]) == 0
-    printed = capsys.readouterr().err
+    printed = caplog.text
     assert "images of 128 of 128 rows are missing" in printed
     assert "372 of 500 rows hold a question without a step" in printed
     assert "meta: 372 of 500 solutions left out" in printed
