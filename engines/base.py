@@ -57,6 +57,8 @@ class EngineConfig(betty_configs.EngineConfig):
     def __post_init__(self) -> None:
         if self.strategy not in ("default", "cpu", "gpu"):
             raise UserError(f"strategy is {self.strategy!r}, expected 'default', 'cpu' or 'gpu'")
+        if self.strategy == "gpu" and not torch.cuda.is_available():
+            raise UserError("strategy is 'gpu', but torch sees no GPU here")
         if self.early_stopping_mode not in ("min", "max"):
             raise UserError(
                 f"early_stopping_mode is {self.early_stopping_mode!r}, expected 'min' or 'max'"

@@ -109,7 +109,11 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
         return len(encode.tokens(row)[0]) <= config.data.max_tokens
 
     rows = usable_train(data.train, fits)
-    meta = usable_meta(data.meta, fits)
+    learned = config.weighting != "uniform"
+    # A plain run needs no meta set, but validates on one that is there.
+    meta = usable_meta(data.meta, fits) if data.meta or learned else []
+    if learned and len(data.domains) == 1:
+        log.warning("there is only one domain, %r: its weight stays 1", data.domains[0])
     upper_config = ProblemConfig(precision=config.precision, gradient_clipping=config.upper.clip)
     lower_config = ProblemConfig(
         type=config.hypergradient,
@@ -134,7 +138,7 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
         ),
     )
     upper = None
-    if config.weighting != "uniform":
+    if learned:
         table = DomainTable(data.domains)
         optimizer = _adamw(table.parameters(), config.upper)
         upper = DomainWeighting(

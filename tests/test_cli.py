@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dreamprm import ProcessRewardModel, load_trajectories
 from dreamprm.cli import main
@@ -124,7 +125,12 @@ def test_another_method_is_one_word(finished: Path, tmp_path: Path, method: str)
     "overrides",
     [
         ["meta_loss=aggregation_mse", "step_loss=cross_entropy", "precision=bf16"],
-        ["meta_loss=calibrated", "meta_loss_options.ridge=1.0", "lower.schedule=step"],
+        [
+            "meta_loss=calibrated",
+            "meta_loss_options.ridge=1.0",
+            "lower.schedule=step",
+            "lower.warmup_steps=0",
+        ],
         ["model.freeze_vision=true", "data.stratified=false", "lower.schedule=cosine"],
         ["model.backbone=tiny-qwen3", "data.images=ignore"],
         ["weighting=uniform"],
@@ -174,6 +180,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["meta_loss_options.ridge=1"], "'pairwise' has no option 'ridge'; it has none"),
         (["lower.learning_rate=-1"], "lower.learning_rate is -1"),
         (["lower.schedule=cosin"], "did you mean 'cosine'"),
+        (["lower.schedule=step"], "no warm-up"),
+        pytest.param(
+            ["device=gpu"],
+            "torch sees no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (["data.train=[x.jsonl]"], "both given"),
         (["data.synthetic.domains.clean-a=cleen"], "did you mean 'clean'"),
         (["model.backbone=tiny-qwen2vl"], "did you mean 'tiny-qwen2-vl'"),

@@ -98,8 +98,11 @@ def usable_train(rows: list[Trajectory], fits: Callable[[Trajectory], bool]) -> 
     """The solutions with a labelled step that are not too long; the others are counted and said.
 
     Raises:
-        UserError: none is left.
+        UserError: none is left, or one has no domain.
     """
+    for row in rows:
+        if not row.domain:
+            raise UserError(f"training solution {row.id!r} has no domain, which its weight is of")
     labelled = [row for row in rows if row.has_labels]
     kept = [row for row in labelled if fits(row)]
     _say_left_out("training", len(rows), len(rows) - len(labelled), len(labelled) - len(kept))

@@ -7,8 +7,7 @@ from torch.optim.lr_scheduler import LRScheduler, StepLR
 from transformers import get_scheduler
 
 from dreamprm.config import OptimizerConfig
-
-SCHEDULES = ("constant", "linear", "cosine", "step")
+from dreamprm.errors import UserError
 
 
 def build_schedule(optimizer: Optimizer, config: OptimizerConfig, steps: int) -> LRScheduler:
@@ -16,8 +15,13 @@ def build_schedule(optimizer: Optimizer, config: OptimizerConfig, steps: int) ->
 
     ``linear`` and ``cosine`` decay to 0 after the warm-up; ``step`` halves (or what ``gamma``
     says) every ``decay_every`` steps, as the DreamPRM paper does.
+
+    Raises:
+        UserError: a warm-up is asked of ``step``, which has none.
     """
     if config.schedule == "step":
+        if config.warmup_steps:
+            raise UserError("schedule: step has no warm-up; set warmup_steps to 0")
         return StepLR(optimizer, config.decay_every, config.gamma)
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     return get_scheduler(name, optimizer, config.warmup_steps, steps)
