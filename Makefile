@@ -33,7 +33,7 @@ demo: setup
 	$(BIN)/dreamprm demo --overwrite
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: setup
 	$(BIN)/ruff check .
