@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dreamprm.errors import UserError, unknown_name
+from dreamprm.errors import UserError, need_positive, unknown_name
 from dreamprm.inference.aggregation import mean_logit
 from dreamprm.problems.meta_losses import META_LOSSES
 from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
@@ -76,6 +76,7 @@ class DomainWeighting(WeightingProblem):
                     f"meta loss {meta_loss!r} has no option {name!r}; "
                     f"it has {', '.join(known) or 'none'}"
                 )
+            need_positive(name, self.options[name])
 
     def training_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The meta loss, and for the logs the share of the batch's solutions ranked right."""

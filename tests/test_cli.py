@@ -178,6 +178,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["hypergradient=neuman"], "did you mean 'neumann'"),
         (["hypergradient=darts", "hypergradient_options.alpha=1"], "unknown option"),
         (["meta_loss_options.ridge=1"], "'pairwise' has no option 'ridge'; it has none"),
+        (["meta_loss=calibrated", "meta_loss_options.ridge=x"], "ridge is 'x'"),
+        (["hypergradient=neumann", "hypergradient_options.alpha=x"], "alpha is 'x'"),
+        (["seed=-1"], "seed is -1, expected at least 0"),
+        (["unroll_steps=9"], "never take a step"),
+        (["model.tiny.heads=5"], "cannot have 5 heads"),
         (["lower.learning_rate=-1"], "lower.learning_rate is -1"),
         (["lower.schedule=cosin"], "did you mean 'cosine'"),
         (["lower.schedule=step"], "no warm-up"),
@@ -242,7 +247,7 @@ def test_every_shipped_config_is_valid() -> None:
 def test_real_data_train(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(SHARED.parents[1] / "main" if (SHARED.parents[1] / "main").is_dir() else ".")
     source = {"gsm8k": SHARED / "gsm8k_solutions.jsonl", "mathv": SHARED / "mathv"}[name]
-    small = ["steps=4", "baseline=false", "data.max_tokens=160", "model.tiny.width=32"]
+    small = ["steps=5", "baseline=false", "data.max_tokens=160", "model.tiny.width=32"]
     small += ["model.tiny.heads=2", "lower.batch_size=10", "upper.batch_size=10"]
     small += [f"data.train=[{source}]"]
     if name == "mathv":

@@ -261,6 +261,15 @@ def _check(config: Any, where: str) -> None:
         value = OmegaConf.select(config, key)
         if value < 1:
             raise UserError(f"{where}: {key} is {value}, expected at least 1")
+    if config.weighting != "uniform" and config.steps < config.unroll_steps:
+        raise UserError(
+            f"{where}: steps is {config.steps} and unroll_steps {config.unroll_steps}: "
+            "the upper level would never take a step"
+        )
+    for key in ("seed", "checkpoint_every", "lower.weight_decay", "lower.clip", "upper.clip"):
+        value = OmegaConf.select(config, key)
+        if value < 0:
+            raise UserError(f"{where}: {key} is {value}, expected at least 0")
     for key in ("data.meta_share", "data.test_share"):
         value = OmegaConf.select(config, key)
         if not 0 <= value < 1:

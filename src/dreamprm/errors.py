@@ -10,6 +10,16 @@ class UserError(ValueError):
     """The user's input is wrong; the message names what was found and what was expected."""
 
 
+def need_positive(name: str, value: object) -> None:
+    """Refuses an option that is not a number of more than 0.
+
+    Raises:
+        UserError: names the option and what was found.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise UserError(f"{name} is {value!r}, expected more than 0")
+
+
 def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:
     """One message for a name that is not known, with the nearest right one.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dreamprm.errors import UserError
+from dreamprm.errors import UserError, need_positive
 from dreamprm.hypergradients.solvers import Tensors
 
 Loss = Callable[[Tensors, Tensors], Tensor]
@@ -120,8 +120,7 @@ class FiniteDifference:
     def __init__(
         self, loss: Loss, lower: Tensors, upper: Tensors, *, epsilon: float = 0.01
     ) -> None:
-        if not epsilon > 0:
-            raise UserError(f"epsilon is {epsilon!r}, expected more than 0")
+        need_positive("epsilon", epsilon)
         self.loss = _with_same_randomness(loss, lower)
         self.lower, self.upper, self.epsilon = lower, upper, epsilon
 

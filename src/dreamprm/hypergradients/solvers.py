@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from dreamprm.errors import UserError
+from dreamprm.errors import UserError, need_positive
 
 Tensors: TypeAlias = list[Tensor]
 HessianVectorProduct: TypeAlias = Callable[[Tensors], Tensors]
@@ -40,8 +40,7 @@ def neumann(
     """
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
         raise UserError(f"iterations is {iterations!r}, expected a whole number of at least 0")
-    if not alpha > 0:
-        raise UserError(f"alpha is {alpha!r}, expected more than 0")
+    need_positive("alpha", alpha)
     term, total = v, v
     for _ in range(iterations):
         term = [t - alpha * h for t, h in zip(term, hvp(term), strict=True)]

@@ -73,15 +73,20 @@ def tiny_backbone(
         tokenizer: gives the vocabulary and the ids of the vision tokens.
         width: of the hidden states; the vision tower has two thirds of it.
         layers: transformer layers of the language model.
-        heads: attention heads; width / heads must be a multiple of 8.
+        heads: attention heads; width / heads must be a multiple of 8, and width at least 32.
         vision_layers: transformer layers of the vision tower.
         seed: of the weights.
 
     Raises:
-        UserError: the name is not known.
+        UserError: the name is not known, or the width does not go with the heads.
     """
     if name not in TINY_BACKBONES:
         raise UserError(unknown_name("tiny backbone", name, TINY_BACKBONES))
+    if width < 32 or heads < 1 or width % (8 * heads):
+        raise UserError(
+            f"a tiny backbone of width {width} cannot have {heads} heads: "
+            "expected at least 32, and a multiple of 8 a head"
+        )
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": width,
