@@ -283,15 +283,16 @@ def _postponed_interrupts() -> Iterator[_Interrupted]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupted  # only the main thread may set signal handlers
         return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A shell makes its background jobs ignore SIGINT: that stays so.
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
 
     def note(number: int, frame: Any) -> None:
         interrupted.arrived = True
         for each, handler in before.items():
             signal.signal(each, handler)
 
-    for number in signals:
+    for number in before:
         signal.signal(number, note)
     try:
         yield interrupted

@@ -120,10 +120,14 @@ def test_an_interrupt_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path) -> N
         step()
 
     engine.train_step = interrupted_step  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        engine.run()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            engine.run()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert checkpoint_steps(tmp_path / "checkpoints") == [7]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
