@@ -27,11 +27,14 @@ from dreamprm.models.weighting import DomainTable
 from dreamprm.problems.base import ProblemConfig
 from dreamprm.problems.meta_losses import NEEDS_BOTH_OUTCOMES
 from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
+from dreamprm.training.metrics import METRICS_FILE
 from dreamprm.training.schedules import build_schedule
 
 log = logging.getLogger("dreamprm")
 
 CONFIG_FILE, SUMMARY_FILE, WEIGHTS_FILE = "config.yaml", "summary.json", "weights.json"
+RUN_FOLDERS = ("checkpoints", "data", "model", "tensorboard", "uniform")
+RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, WEIGHTS_FILE)
 
 
 class PRMEngine(ReweightingEngine):
@@ -66,10 +69,14 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> dict
     out = Path(config.out)
     _prepare(out, config, resume, overwrite)
     data = load_data(config.data, out, config.seed)
-    numbers, weights = _run(config, data, out)
+    engine = build_engine(config, data, out)
+    # Only now is it a run: a mistake that was found before leaves nothing to overwrite.
+    save_config(config, out / CONFIG_FILE)
+    numbers, weights = _run(engine, data, out)
     runs = {config.weighting: numbers}
     if config.weighting != "uniform" and config.baseline:
-        uniform, _ = _run(replace(config, weighting="uniform"), data, out / "uniform")
+        engine = build_engine(replace(config, weighting="uniform"), data, out / "uniform")
+        uniform, _ = _run(engine, data, out / "uniform")
         runs = {"uniform": uniform} | runs
     summary = {
         "config": str(out / CONFIG_FILE),
@@ -84,10 +91,8 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> dict
     return summary
 
 
-def _run(config: Config, data: RunData, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
+def _run(engine: PRMEngine, data: RunData, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
     """Trains one reward model; gives its numbers on the test set, and the domain weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    engine = build_engine(config, data, folder)
     if engine.resume():
         log.info("%s continues after step %d", folder, engine.global_step)
     engine.run()
@@ -233,24 +238,27 @@ def _adamw(parameters: Any, config: OptimizerConfig) -> torch.optim.AdamW:
 
 def _prepare(out: Path, config: Config, resume: bool, overwrite: bool) -> None:
     """Makes the run directory ready, and refuses to lose what is in it."""
-    saved = out / CONFIG_FILE
-    if saved.is_file():
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, expected a folder for the run")
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / CONFIG_FILE).is_file():
         if resume:
-            _refuse_changes(saved, config)
+            _refuse_changes(out / CONFIG_FILE, config)
             return
         if not overwrite:
             raise UserError(
                 f"{out} holds a run: --resume continues it, --overwrite replaces it, "
                 "out=DIR starts another"
             )
-        for name in ("checkpoints", "tensorboard", "model", "uniform", "data"):
+        for name in RUN_FOLDERS:
             shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("metrics.jsonl", SUMMARY_FILE, WEIGHTS_FILE):
+        for name in RUN_FILES:
             (out / name).unlink(missing_ok=True)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not an empty folder, nor a run")
-    out.mkdir(parents=True, exist_ok=True)
-    save_config(config, saved)
+        return
+    # The built-in domains of a start that failed may be there; nothing else is ours.
+    foreign = sorted(path.name for path in out.iterdir() if path.name != "data")
+    if foreign:
+        raise UserError(f"{out} holds {foreign[0]}, which is of no run: expected an empty folder")
 
 
 def _refuse_changes(saved: Path, config: Config) -> None:

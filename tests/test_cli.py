@@ -228,8 +228,7 @@ def test_wrong_files_and_folders(
     assert "--resume continues it, --overwrite replaces it" in holds
     changed = refused(capsys, "demo", *SMALL, "seed=5", "--out", str(finished), "--resume")
     assert "differs from this config in seed" in changed
-    (tmp_path / "mine.txt").write_text("keep me")
-    assert "not an empty folder" in refused(capsys, "demo", *SMALL, f"out={tmp_path}")
+    assert "broken.yaml, which is of no run" in refused(capsys, "demo", *SMALL, f"out={tmp_path}")
     assert "no reward model in" in refused(capsys, "score", str(tmp_path), "x.jsonl")
     assert "no file x.jsonl" in refused(capsys, "score", str(finished), "x.jsonl")
     data = str(finished / "data" / "meta.jsonl")
@@ -285,7 +284,7 @@ def test_the_papers_set_up_runs_on_a_tiny_backbone(
     tiny = ["model.backbone=tiny-qwen2-vl", *files]
     out = tmp_path / "run"
     assert "there is no image" in refused(capsys, "train", "dreamprm", *tiny, f"out={out}")
-    command = ["train", "dreamprm", *tiny, "--out", str(out), "--overwrite"]
+    command = ["train", "dreamprm", *tiny, "--out", str(out)]
     assert main([*command, "data.images=skip_missing"]) == 0
     printed = caplog.text
     assert "images of 128 of 128 rows are missing" in printed
