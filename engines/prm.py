@@ -33,7 +33,7 @@ from dreamprm.training.schedules import build_schedule
 log = logging.getLogger("dreamprm")
 
 CONFIG_FILE, SUMMARY_FILE, WEIGHTS_FILE = "config.yaml", "summary.json", "weights.json"
-RUN_FOLDERS = ("checkpoints", "data", "model", "tensorboard", "uniform")
+RUN_FOLDERS = ("checkpoints", "model", "synthetic", "tensorboard", "uniform")
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, WEIGHTS_FILE)
 
 
@@ -256,7 +256,7 @@ def _prepare(out: Path, config: Config, resume: bool, overwrite: bool) -> None:
             (out / name).unlink(missing_ok=True)
         return
     # The built-in domains of a start that failed may be there; nothing else is ours.
-    foreign = sorted(path.name for path in out.iterdir() if path.name != "data")
+    foreign = sorted(path.name for path in out.iterdir() if path.name != "synthetic")
     if foreign:
         raise UserError(f"{out} holds {foreign[0]}, which is of no run: expected an empty folder")
 

@@ -145,7 +145,7 @@ def test_the_other_choices_run(tmp_path: Path, overrides: list[str]) -> None:
 def test_score_writes_a_line_a_solution(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = finished / "data" / "meta.jsonl"
+    data = finished / "synthetic" / "meta.jsonl"
     out = tmp_path / "scores.jsonl"
     assert main(["score", str(finished), str(data), "--out", str(out)]) == 0
     rows = load_trajectories(data)
@@ -231,7 +231,7 @@ def test_wrong_files_and_folders(
     assert "broken.yaml, which is of no run" in refused(capsys, "demo", *SMALL, f"out={tmp_path}")
     assert "no reward model in" in refused(capsys, "score", str(tmp_path), "x.jsonl")
     assert "no file x.jsonl" in refused(capsys, "score", str(finished), "x.jsonl")
-    data = str(finished / "data" / "meta.jsonl")
+    data = str(finished / "synthetic" / "meta.jsonl")
     assert "--batch-size is 0" in refused(capsys, "score", str(finished), data, "--batch-size", "0")
 
 

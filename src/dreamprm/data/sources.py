@@ -36,7 +36,7 @@ def load_data(config: DataConfig, folder: Path, seed: int) -> RunData:
 
     Args:
         config: the data section.
-        folder: the run directory; the built-in domains are written to its ``data`` folder.
+        folder: the run directory; the built-in domains are written to its ``synthetic`` folder.
         seed: of the splits and of the built-in domains.
 
     Raises:
@@ -46,7 +46,7 @@ def load_data(config: DataConfig, folder: Path, seed: int) -> RunData:
     if synthetic.domains:
         if config.train:
             raise UserError("data.train and data.synthetic.domains are both given; give one")
-        data = folder / "data"
+        data = folder / "synthetic"
         write_synthetic(
             data,
             synthetic.domains,
