@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, LinearLR, OneCycleLR, SequentialLR
 
+from dreamprm.data.batches import BatchStream
+from dreamprm.engines.base import EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError
 from dreamprm.hypergradients import hypergradient
 from dreamprm.problems.base import Problem, ProblemConfig
-from tests.toy import Regression, Weighting, toy
+from tests.toy import Regression, Weighting, rows, stack, toy
 
 
 def test_adamw_and_parameter_groups_are_kept() -> None:
@@ -184,6 +186,18 @@ def test_hooks_that_would_be_ignored_are_refused() -> None:
 
 
 def test_without_an_upper_problem_every_sample_counts_one() -> None:
-    plain = toy(steps=6)
-    ReweightingEngineAlone = ReweightingEngine(plain.lower, None, plain.config)
-    assert ReweightingEngineAlone.weights() == {}
+    config = {"train_iters": 3, "strategy": "cpu"}
+    lower = Regression(
+        "regression",
+        module=nn.Linear(3, 1),
+        optimizer=torch.optim.SGD([torch.zeros(1, requires_grad=True)]),
+        train_data_loader=BatchStream(rows(16, 1, True), 16, stack, 0),
+    )
+    engine = ReweightingEngine(lower, None, EngineConfig(**config))
+    losses: list[dict[str, float]] = []
+    engine.train_step = lambda: (lower.step(), losses.append(lower.stats))  # type: ignore
+    engine.run()
+    assert engine.weights() == {}
+    whole = lower.sample_losses(stack(rows(16, 1, True))).mean().item()
+    for stats in losses:
+        assert stats["loss"] == stats["unweighted_loss"] == pytest.approx(whole, rel=1e-6)
