@@ -123,6 +123,7 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
     lower_config = ProblemConfig(
         type=config.hypergradient,
         options=config.hypergradient_options,
+        fidelity_every=config.fidelity.every,
         unroll_steps=config.unroll_steps,
         precision=config.precision,
         gradient_clipping=config.lower.clip,

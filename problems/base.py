@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -19,7 +19,19 @@ from torch import Tensor, nn
 
 from dreamprm.data.batches import to_device
 from dreamprm.errors import UserError
-from dreamprm.hypergradients import implicit_gradient, resolve
+from dreamprm.hypergradients import Point, indirect_gradient, resolve
+from dreamprm.hypergradients.interface import OPTIMIZER, STEPS, Loss
+from dreamprm.hypergradients.precision import Precision
+from dreamprm.hypergradients.randomness import RandomState
+from dreamprm.problems.fidelity import fidelity, is_due
+from dreamprm.problems.history import LowerHistory, next_step
+from dreamprm.problems.stateless import StatelessLoss
+
+UNUSED = (
+    *("darts_alpha", "darts_multitask", "sama_adam_alpha", "sama_multitask"),
+    *("neumann_iterations", "neumann_alpha", "cg_iterations", "cg_alpha"),
+    *("initial_dynamic_scale", "scale_factor", "log_local_step"),
+)
 
 
 @dataclass
@@ -32,23 +44,43 @@ class ProblemConfig(Config):
         options: of that method, e.g. ``{"iterations": 10}``.
         precision: ``"fp32"``, or ``"bf16"`` for bf16 autocast over the parameters as they are.
         unroll_steps: steps of this problem between two steps of its upper problem.
+        fidelity_every: on a lower problem, steps between two comparisons of its hypergradient with
+            the exact product; 0 for none. See problems/fidelity.py.
     """
 
-    type: str = "t1t2"
+    type: str = "identity"
     options: dict[str, Any] = field(default_factory=dict)
+    fidelity_every: int = 0
     log_step: int = 1
 
     def __post_init__(self) -> None:
-        resolve(self.type).check(self.options)
+        method = resolve(self.type)
+        method.check(self.options)
+        for each in fields(Config):
+            if each.name in UNUSED and getattr(self, each.name) != each.default:
+                raise UserError(
+                    f"{each.name} is betty's own and not used here: "
+                    "options= takes those of the hypergradient method"
+                )
+        if self.fidelity_every < 0:
+            raise UserError(f"fidelity_every is {self.fidelity_every}, expected at least 0")
         if self.precision not in ("fp32", "bf16"):
             raise UserError(f"precision is {self.precision!r}, expected 'fp32' or 'bf16'")
         if not self.first_order:
             raise UserError(
-                "first_order=False asks for unrolled differentiation, "
-                "which an implicit problem does not do"
+                "first_order=False would keep a graph that nothing uses: "
+                "for unrolled differentiation set type='unrolled'"
             )
         if self.unroll_steps < 1:
             raise UserError(f"unroll_steps is {self.unroll_steps}, expected at least 1")
+        if STEPS in method.needs:
+            if (self.options.get("iterations") or 0) > self.unroll_steps:
+                raise UserError(
+                    f"iterations is {self.options['iterations']}, expected at most the "
+                    f"{self.unroll_steps} lower steps between two upper ones (unroll_steps)"
+                )
+            if self.gradient_accumulation > 1:
+                raise UserError(f"{self.type} cannot see through gradient_accumulation")
 
 
 class Problem(ImplicitProblem):
@@ -78,6 +110,12 @@ class Problem(ImplicitProblem):
             )
         super().__init__(name, config, **parts)
         self.stats: dict[str, float] = {}
+        self._method = resolve(config.type)
+        self._bits: int | None = None
+        self._history = LowerHistory(
+            (STEPS in self._method.needs and config.options.get("iterations"))
+            or config.unroll_steps
+        )
 
     # --- betty's defects -------------------------------------------------------------------
 
@@ -138,14 +176,38 @@ class Problem(ImplicitProblem):
         Raises:
             FloatingPointError: the loss is NaN or infinite.
         """
+        if self._parents:
+            parameters = self.trainable_parameters()
+            if STEPS in self._method.needs:
+                self._history.random = RandomState.now(parameters)
+            if self._bits is None:  # the first step shows in which arithmetic the loss runs
+                with Precision(parameters) as precision:
+                    loss, stats = super().get_loss(batch)
+                self._bits = precision.bits
+                return loss, self._finite(stats)
         loss, stats = super().get_loss(batch)
+        return loss, self._finite(stats)
+
+    def _finite(self, stats: dict[str, Any]) -> dict[str, Any]:
         if not math.isfinite(stats["loss"]):
             raise FloatingPointError(
                 f"the loss of problem {self.name!r} is {stats['loss']} in its step {self.count}"
             )
-        return loss, stats
+        return stats
 
     # --- hypergradients --------------------------------------------------------------------
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """As betty's; first keeps what the hypergradient method needs of the step."""
+        if self._parents and self._method.needs & {OPTIMIZER, STEPS}:
+            for hook in ("custom_optimizer_step", "grad_callback", "param_callback"):
+                if self.is_implemented(hook):
+                    raise UserError(
+                        f"hypergradient method {self._method.name!r} differentiates the steps of "
+                        f"the optimizer, but problem {self.name!r} changes them in {hook}()"
+                    )
+            self._history.record(self, whole=STEPS in self._method.needs)
+        super().optimizer_step(*args, **kwargs)
 
     def backward(
         self,
@@ -159,7 +221,7 @@ class Problem(ImplicitProblem):
         """Adds dM/dα to ``.grad``: the direct gradient and one implicit term per path.
 
         One backward pass gives both the direct gradient and v = ∇_φ M. Each problem between the
-        ends of a path then applies its own method (see :meth:`implicit_gradient`).
+        ends of a path then applies its own method (see :meth:`indirect_gradient`).
         """
         if not paths:
             super().backward(loss, params, paths, create_graph, retain_graph, allow_unused)
@@ -175,34 +237,53 @@ class Problem(ImplicitProblem):
                 torch.zeros_like(p) if g is None else g
                 for p, g in zip(lower_params, _take(grads, lower_params), strict=True)
             ]
+            # v is the gradient of this problem's loss next to the bottom of the path only.
+            upper_loss = (
+                StatelessLoss(self, path[1], self, self.cur_batch).of if len(path) == 3 else None
+            )
             for current, above in itertools.pairwise(path[1:]):
-                vector = current.implicit_gradient(vector, above)
+                vector = current.indirect_gradient(vector, above, upper_loss)
             self.set_grads(params, vector)
 
-    def implicit_gradient(self, vector: list[Tensor], above: Problem) -> list[Tensor]:
-        """−(∂²L/∂α∂φ)ᵀ H⁻¹ v by this problem's method, on the batch of its last step.
+    def indirect_gradient(
+        self, vector: list[Tensor], above: Problem, upper_loss: Loss | None = None
+    ) -> list[Tensor]:
+        """What ``above``'s loss changes by because its parameters α change this problem's φ.
+
+        By this problem's method, on the batch of its last step; see dreamprm.hypergradients.
 
         Args:
-            vector: v, shaped as this problem's trainable parameters φ.
+            vector: v, the gradient of the upper loss with respect to φ, shaped as this problem's
+                trainable parameters.
             above: the problem whose trainable parameters are α.
+            upper_loss: M(φ, α), where v is its gradient.
 
         Returns:
             shaped as α.
         """
-        loss = _StatelessLoss(self, above)
-        return implicit_gradient(
-            self.config.type,
-            vector,
-            loss.of,
-            self.trainable_parameters(),
-            above.trainable_parameters(),
-            **self.config.options,
+        point = self._point(above, upper_loss)
+        found = indirect_gradient(self._method, point, vector, self.config.options)
+        if is_due(self.config.fidelity_every, self.count, self.config.unroll_steps):
+            self.stats |= fidelity(self, above, point, vector, found)
+        return found
+
+    def _point(self, above: Problem, upper_loss: Loss | None) -> Point:
+        needs = self._method.needs
+        assert self._bits is not None
+        return Point(
+            lower_loss=StatelessLoss(self, self, above, self.cur_batch).of,
+            lower=self.trainable_parameters(),
+            upper=above.trainable_parameters(),
+            bits=self._bits,
+            upper_loss=upper_loss,
+            next_step=next_step(self, self._history) if OPTIMIZER in needs else None,
+            steps=self._history.steps(self, above) if STEPS in needs else (),
         )
 
     # --- checkpoints -----------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Module, optimizer, scheduler, step count and the place in the data.
+        """Module, optimizer, scheduler, step count, recorded steps and the place in the data.
 
         betty keeps the first three only. A data loader takes part if it has ``state_dict``, as
         ``dreamprm.data.batches.BatchStream`` and torchdata's loaders do; another one starts a new
@@ -210,6 +291,7 @@ class Problem(ImplicitProblem):
         """
         return super().state_dict() | {
             "count": self._count,
+            "history": self._history.state_dict(),
             "loaders": [
                 loader.state_dict() if hasattr(loader, "state_dict") else None
                 for loader in self.train_data_loader or ()
@@ -220,6 +302,7 @@ class Problem(ImplicitProblem):
         """Continues where :meth:`state_dict` was taken."""
         super().load_state_dict(state_dict)
         self._count = state_dict["count"]
+        self._history.load_state_dict(state_dict["history"], self.trainable_parameters())
         for loader, state in zip(self.train_data_loader or (), state_dict["loaders"], strict=True):
             if state is not None:
                 loader.load_state_dict(state)
@@ -229,32 +312,3 @@ class Problem(ImplicitProblem):
 
 def _take(grads: Iterator[Tensor | None], like: list[nn.Parameter]) -> list[Tensor | None]:
     return [next(grads) for _ in like]
-
-
-class _StatelessLoss(nn.Module):
-    """A problem's loss on its current batch as a pure function of (φ, α).
-
-    ``functional_call`` puts the given tensors in the places of the two modules' parameters for the
-    time of one evaluation. Buffers are lent as copies, so that a batch norm's running statistics
-    do not see the evaluations of a hypergradient.
-    """
-
-    def __init__(self, problem: Problem, above: Problem) -> None:
-        super().__init__()
-        self.lower = problem.module
-        self.upper = above.module
-        self._problem = [problem]  # in a list, since nn.Module must not take it for a submodule
-        self._names = tuple(
-            [name for name, p in self.named_parameters(prefix="") if p.requires_grad]
-        )
-
-    def forward(self) -> Tensor:
-        (problem,) = self._problem
-        loss = problem.training_step_exec(problem.cur_batch)
-        return loss["loss"] if isinstance(loss, dict) else loss
-
-    def of(self, lower_params: list[Tensor], upper_params: list[Tensor]) -> Tensor:
-        """The loss at these parameters."""
-        tensors = dict(zip(self._names, [*lower_params, *upper_params], strict=True))
-        buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        return torch.func.functional_call(self, tensors | buffers, ())

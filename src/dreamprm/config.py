@@ -104,15 +104,25 @@ class EarlyStoppingConfig:
 
 
 @dataclass
+class FidelityConfig:
+    """Comparing the hypergradient with the one by exact products, during training."""
+
+    # Lower-level steps between two comparisons; 0 for none. Each costs one more hypergradient.
+    every: int = 0
+
+
+@dataclass
 class Config:
     """One run."""
 
     seed: int = 0
     steps: int = MISSING  # of the lower level
     unroll_steps: int = 5  # steps of the lower level for one of the upper
-    # How the upper level sees through the lower one: darts, neumann, t1t2 or solver+product.
-    hypergradient: str = "t1t2"
+    # How the upper level sees through the lower one: a name that `dreamprm hypergradients` lists,
+    # or solver+product. identity takes the product that is right for the precision.
+    hypergradient: str = "identity"
     hypergradient_options: dict[str, Any] = field(default_factory=dict)  # e.g. iterations, alpha
+    fidelity: FidelityConfig = field(default_factory=FidelityConfig)
     # pairwise, calibrated, aggregation_mse
     meta_loss: str = "pairwise"
     meta_loss_options: dict[str, Any] = field(default_factory=dict)  # calibrated: ridge
@@ -266,7 +276,14 @@ def _check(config: Any, where: str) -> None:
             f"{where}: steps is {config.steps} and unroll_steps {config.unroll_steps}: "
             "the upper level would never take a step"
         )
-    for key in ("seed", "checkpoint_every", "lower.weight_decay", "lower.clip", "upper.clip"):
+    for key in (
+        "seed",
+        "checkpoint_every",
+        "fidelity.every",
+        "lower.weight_decay",
+        "lower.clip",
+        "upper.clip",
+    ):
         value = OmegaConf.select(config, key)
         if value < 0:
             raise UserError(f"{where}: {key} is {value}, expected at least 0")

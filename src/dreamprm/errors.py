@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TypeGuard
 
 
 class UserError(ValueError):
     """The user's input is wrong; the message names what was found and what was expected."""
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def need_positive(name: str, value: object) -> None:
@@ -16,8 +22,28 @@ def need_positive(name: str, value: object) -> None:
     Raises:
         UserError: names the option and what was found.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if not _is_number(value) or not value > 0:
         raise UserError(f"{name} is {value!r}, expected more than 0")
+
+
+def need_at_least(name: str, value: object, least: float) -> None:
+    """Refuses an option that is not a number of at least ``least``.
+
+    Raises:
+        UserError: names the option and what was found.
+    """
+    if not _is_number(value) or not value >= least:
+        raise UserError(f"{name} is {value!r}, expected at least {least}")
+
+
+def need_whole(name: str, value: object, at_least: int) -> None:
+    """Refuses an option that is not a whole number of at least ``at_least``.
+
+    Raises:
+        UserError: names the option and what was found.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise UserError(f"{name} is {value!r}, expected a whole number of at least {at_least}")
 
 
 def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:

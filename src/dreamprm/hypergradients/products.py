@@ -5,13 +5,16 @@ Each is built once per hypergradient from the lower loss and the point (φ, α),
     hvp(q)   = (∂²L/∂φ²) q      shaped as φ
     cross(q) = (∂²L/∂α∂φ)ᵀ q    shaped as α
 
+Keyword-only arguments of a product are options of the methods built on it; ``bits`` alone is not
+the user's to give: it is the arithmetic's (see precision.py).
+
 All evaluations of one product draw the same random numbers, hence the same dropout mask: with
 different ones, differences between evaluations would be mostly noise.
 """
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -21,9 +24,9 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dreamprm.errors import UserError, need_positive
-from dreamprm.hypergradients.solvers import Tensors
-
-Loss = Callable[[Tensors, Tensors], Tensor]
+from dreamprm.hypergradients.interface import Loss
+from dreamprm.hypergradients.precision import Precision
+from dreamprm.hypergradients.solvers import Tensors, norm
 
 
 class Product(Protocol):
@@ -71,11 +74,12 @@ class ForwardMode:
 
     φ becomes dual with tangent q, and the loss's tangent is ∇_φ L · q. Where α enters only at the
     loss, reverse-differentiating that tangent with respect to α reaches no further. ``hvp`` is
-    forward over reverse. Runs under MATH attention, since the fast kernels have no forward mode.
+    forward over reverse (Pearlmutter 1994): the gradient's tangent. Runs under MATH attention,
+    since the fast kernels have no forward mode.
     """
 
     def __init__(self, loss: Loss, lower: Tensors, upper: Tensors) -> None:
-        self.loss = _with_same_randomness(loss, lower)
+        self.loss = loss
         self.lower, self.upper = lower, upper
 
     def hvp(self, q: Tensors) -> Tensors:
@@ -106,55 +110,75 @@ class ForwardMode:
             return _grad(tangent, upper)
 
 
+class PrecisionWarning(UserWarning):
+    """Finite differences are taken in an arithmetic too coarse for them."""
+
+
 class FiniteDifference:
     """Central differences of gradients along q (Liu et al. 2019, arXiv 1806.09055, equation 8).
 
-    The step is ε / ‖q‖. Two evaluations; for ``cross`` without a graph over the backbone. The
-    parameters themselves are never changed, so nothing has to be restored.
+    The step is ε / ‖q‖, in parameter space of length ε. Two evaluations; for ``cross`` without a
+    graph over the backbone. The parameters themselves are never changed, so nothing has to be
+    restored.
 
     Args:
         loss, lower, upper: as for the other products.
-        epsilon: length of the step in parameter space, more than 0.
+        epsilon: ε, more than 0; DARTS and its successors take 0.01. By default u^⅓ with u half the
+            spacing of numbers near 1: where truncation, ∝ ε², and rounding, ∝ u/ε, are of one
+            size. That is 4e-3 in fp32, 5e-6 in float64 and 0.16 in bf16.
+        bits: of the mantissa of the arithmetic; by default that of the parameters.
+
+    Warns:
+        PrecisionWarning: the loss runs in less than fp32, where differences are mostly rounding.
     """
 
     def __init__(
-        self, loss: Loss, lower: Tensors, upper: Tensors, *, epsilon: float = 0.01
+        self,
+        loss: Loss,
+        lower: Tensors,
+        upper: Tensors,
+        *,
+        epsilon: float | None = None,
+        bits: int | None = None,
     ) -> None:
+        bits = Precision(lower).bits if bits is None else bits
+        if epsilon is None:
+            epsilon = 2 ** (-(bits + 1) / 3)
         need_positive("epsilon", epsilon)
-        self.loss = _with_same_randomness(loss, lower)
+        self.loss = loss
         self.lower, self.upper, self.epsilon = lower, upper, epsilon
 
     def hvp(self, q: Tensors) -> Tensors:
         """(∂²L/∂φ²) q, by differences of ∇_φ L."""
-        upper = [a.detach() for a in self.upper]
-
-        def gradient(point: Tensors) -> Tensors:
-            point = _leaves(point)
-            return _grad(_scalar(self.loss(point, upper)), point)
-
-        return self._difference(gradient, q, self.lower)
+        return self._difference(lower_gradient, q, self.lower)
 
     def cross(self, q: Tensors) -> Tensors:
         """(∂²L/∂α∂φ)ᵀ q, by differences of ∇_α L."""
-        upper = _leaves(self.upper)
+        return self._difference(upper_gradient, q, self.upper)
 
-        def gradient(point: Tensors) -> Tensors:
-            value = _scalar(self.loss(point, upper))
-            _refuse_independence(value, upper)
-            return _grad(value, upper)
-
-        return self._difference(gradient, q, self.upper)
+    def _value(self, lower: Tensors, upper: Tensors) -> Tensor:
+        with Precision(lower) as precision:
+            value = self.loss(lower, upper)
+        if precision.below_fp32:
+            warnings.warn(
+                "finite differences of a loss that runs in less than fp32 can be wrong by tens of "
+                "percent: forward mode is not",
+                PrecisionWarning,
+                stacklevel=2,
+            )
+        return value
 
     def _difference(
-        self, gradient: Callable[[Tensors], Tensors], q: Tensors, like: Tensors
+        self, gradient: Callable[[Loss, Tensors, Tensors], Tensors], q: Tensors, like: Tensors
     ) -> Tensors:
-        # Summed in at least float32: squares of bf16 entries vanish or overflow.
-        norm = math.sqrt(sum(float(_at_least_fp32(v).square().sum()) for v in q))
-        if norm == 0:
+        length = norm(q)
+        if length == 0:
             return [torch.zeros_like(x) for x in like]
-        step = self.epsilon / norm
-        ahead = gradient([p.detach() + step * v for p, v in zip(self.lower, q, strict=True)])
-        behind = gradient([p.detach() - step * v for p, v in zip(self.lower, q, strict=True)])
+        step = self.epsilon / length
+        ahead = [p.detach() + step * v for p, v in zip(self.lower, q, strict=True)]
+        ahead = gradient(self._value, ahead, self.upper)
+        behind = [p.detach() - step * v for p, v in zip(self.lower, q, strict=True)]
+        behind = gradient(self._value, behind, self.upper)
         return [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
 
 
@@ -163,6 +187,24 @@ PRODUCTS: dict[str, Callable[..., Product]] = {
     "forward": ForwardMode,
     "finite_difference": FiniteDifference,
 }
+
+
+def lower_gradient(loss: Loss, lower: Tensors, upper: Tensors) -> Tensors:
+    """∇_φ L, shaped as φ."""
+    leaves = _leaves(lower)
+    return _grad(_scalar(loss(leaves, [a.detach() for a in upper])), leaves)
+
+
+def upper_gradient(loss: Loss, lower: Tensors, upper: Tensors) -> Tensors:
+    """∇_α L, shaped as α; no graph over the backbone.
+
+    Raises:
+        UserError: L does not depend on α.
+    """
+    leaves = _leaves(upper)
+    value = _scalar(loss([p.detach() for p in lower], leaves))
+    _refuse_independence(value, leaves)
+    return _grad(value, leaves)
 
 
 def _leaves(tensors: Sequence[Tensor]) -> Tensors:
@@ -178,6 +220,8 @@ def _grad(
     retain_graph: bool | None = None,
 ) -> Tensors:
     """autograd.grad with zeros for what the outputs do not depend on."""
+    if isinstance(outputs, Tensor) and not outputs.requires_grad:
+        return [torch.zeros_like(x) for x in inputs]
     return list(
         torch.autograd.grad(
             outputs,
@@ -189,10 +233,6 @@ def _grad(
             materialize_grads=True,
         )
     )
-
-
-def _at_least_fp32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 def _scalar(loss: Tensor) -> Tensor:
@@ -210,21 +250,3 @@ def _refuse_independence(loss: Tensor, upper: Tensors) -> None:
     )
     if all(g is None for g in grads):
         raise UserError("the lower loss does not depend on the upper parameters")
-
-
-def _with_same_randomness(loss: Loss, near: Tensors) -> Loss:
-    """The loss, drawing at every evaluation the random numbers that it would have drawn first.
-
-    Afterwards the generators stand where one evaluation leaves them.
-    """
-    devices = sorted({t.device.index for t in near if t.device.type == "cuda"})
-    state = torch.get_rng_state()
-    device_states = [torch.cuda.get_rng_state(device) for device in devices]
-
-    def evaluate(lower: Tensors, upper: Tensors) -> Tensor:
-        torch.set_rng_state(state)
-        for device, device_state in zip(devices, device_states, strict=True):
-            torch.cuda.set_rng_state(device_state, device)
-        return loss(lower, upper)
-
-    return evaluate

@@ -1,51 +1,223 @@
 """Solvers: how q ≈ H⁻¹ v is found, given only products with H.
 
 Each is a function ``solver(hvp, v, **options) -> q``. H = ∂²L/∂φ² is symmetric; ``hvp(q)`` gives
-H q; v, q and H q are lists of tensors of the same shapes.
+H q; v, q and H q are lists of tensors of the same shapes. Keyword-only arguments are the options of
+the methods built on it; ``preconditioner`` alone is not the user's to give: it is the lower
+optimizer's (see updates.py).
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
-from dreamprm.errors import UserError, need_positive
+from dreamprm.errors import UserError, need_at_least, need_positive, need_whole
 
 Tensors: TypeAlias = list[Tensor]
-HessianVectorProduct: TypeAlias = Callable[[Tensors], Tensors]
+Linear: TypeAlias = Callable[[Tensors], Tensors]
 
 
-def identity(hvp: HessianVectorProduct, v: Tensors) -> Tensors:
+class CurvatureWarning(UserWarning):
+    """The Hessian is not positive definite where a solver needs it to be."""
+
+
+def identity(hvp: Linear, v: Tensors) -> Tensors:
     """q = v: the Hessian is taken for the identity (Luketina et al. 2016, arXiv 1511.06727)."""
     return v
 
 
 def neumann(
-    hvp: HessianVectorProduct, v: Tensors, *, iterations: int = 3, alpha: float = 0.1
+    hvp: Linear, v: Tensors, *, iterations: int = 3, alpha: float = 0.1, damping: float = 0.0
 ) -> Tensors:
-    """q = α Σ_{j=0}^{K} (I − αH)^j v (Lorraine et al. 2020, arXiv 1911.02590, algorithm 3).
+    """q = α Σ_{j=0}^{K} (I − α(H + ρI))^j v (Lorraine et al. 2020, arXiv 1911.02590, algorithm 3).
 
-    Converges to H⁻¹ v where H is positive definite and 0 < α < 2/λ_max(H).
+    Converges to (H + ρI)⁻¹ v where H + ρI is positive definite and 0 < α < 2/λ_max(H + ρI).
 
     Args:
         hvp: product with H.
         v: right-hand side.
         iterations: K, at least 0; one Hessian-vector product each.
         alpha: step size α, more than 0.
+        damping: ρ, at least 0.
+
+    Raises:
+        UserError: an option is out of its range, or the series diverges beyond all numbers.
+    """
+    need_whole("iterations", iterations, at_least=0)
+    need_positive("alpha", alpha)
+    need_at_least("damping", damping, 0)
+    term, total = v, v
+    for _ in range(iterations):
+        term = _add(term, _damped(hvp, damping)(term), -alpha)
+        total = _add(total, term)
+    if not all(bool(s.isfinite().all()) for s in total):
+        raise UserError(
+            f"the Neumann series is not finite after iterations={iterations} with alpha={alpha}: "
+            "alpha must be less than 2 over the largest eigenvalue of the Hessian"
+        )
+    return [alpha * s for s in total]
+
+
+def cg(
+    hvp: Linear,
+    v: Tensors,
+    *,
+    iterations: int = 10,
+    tolerance: float = 1e-10,
+    damping: float = 0.0,
+) -> Tensors:
+    """Solves (H + ρI) q = v by conjugate gradient (Rajeswaran et al. 2019, arXiv 1909.04630).
+
+    For H + ρI positive definite; with n variables exact after n iterations, but for rounding.
+    Starts at q = 0. Where a direction of curvature pᵀ(H + ρI)p ≤ 0 shows, it warns and stops with
+    the q that it has, which is v where the very first direction, v, is one.
+
+    Args:
+        hvp: product with H.
+        v: right-hand side.
+        iterations: at most this many, at least 1; one Hessian-vector product each.
+        tolerance: stops where ‖v − (H + ρI)q‖ ≤ tolerance · ‖v‖; at least 0.
+        damping: ρ, at least 0.
+
+    Raises:
+        UserError: an option is out of its range.
+
+    Warns:
+        CurvatureWarning: the curvature is not positive.
+    """
+    need_whole("iterations", iterations, at_least=1)
+    need_at_least("tolerance", tolerance, 0)
+    need_at_least("damping", damping, 0)
+    damped = _damped(hvp, damping)
+    solution = [torch.zeros_like(x) for x in v]
+    residual, direction = v, v
+    square = _dot(residual, residual)
+    enough = tolerance**2 * square
+    for iteration in range(iterations):
+        if square <= enough:
+            break
+        product = damped(direction)
+        curvature = _dot(direction, product)
+        if not curvature > 0:
+            warnings.warn(
+                "conjugate gradient met a direction in which the lower loss does not curve "
+                "upwards, and stopped there: a larger damping makes the curvature positive",
+                CurvatureWarning,
+                stacklevel=2,
+            )
+            return v if iteration == 0 else solution
+        step = square / curvature
+        solution = _add(solution, direction, step)
+        residual = _add(residual, product, -step)
+        square, before = _dot(residual, residual), square
+        direction = _add(residual, direction, square / before)
+    return solution
+
+
+def nystrom(
+    hvp: Linear, v: Tensors, *, rank: int = 10, damping: float = 0.01, seed: int = 0
+) -> Tensors:
+    """q = (H_k + ρI)⁻¹ v with H_k = H_K H_KK⁺ H_Kᵀ (Hataya & Yamada 2023, arXiv 2302.10126).
+
+    H_K are the columns of H at k variables drawn without replacement, H_KK its rows at them. With
+    H_K = QR and S = R H_KK⁺ Rᵀ, q = Q (S + ρI)⁻¹ Qᵀv + (v − QQᵀv)/ρ: the paper's equation 6 by
+    orthogonal factors, which stays accurate where ρ is small. H need not be positive definite.
+
+    Args:
+        hvp: product with H.
+        v: right-hand side.
+        rank: k, from 1 to the number of variables; one Hessian-vector product and two copies of
+            the parameters each.
+        damping: ρ, more than 0.
+        seed: of the draw of the variables, the same at every call.
 
     Raises:
         UserError: an option is out of its range.
     """
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise UserError(f"iterations is {iterations!r}, expected a whole number of at least 0")
-    need_positive("alpha", alpha)
-    term, total = v, v
-    for _ in range(iterations):
-        term = [t - alpha * h for t, h in zip(term, hvp(term), strict=True)]
-        total = [s + t for s, t in zip(total, term, strict=True)]
-    return [alpha * s for s in total]
+    need_whole("rank", rank, at_least=1)
+    need_positive("damping", damping)
+    need_whole("seed", seed, at_least=0)
+    count = sum(x.numel() for x in v)
+    if rank > count:
+        raise UserError(f"rank is {rank}, expected at most the {count} variables that there are")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(count, generator=generator)[:rank].to(v[0].device)
+    columns = []
+    for index in chosen:
+        unit = torch.zeros_like(_flat(v))
+        unit[index] = 1
+        columns.append(_flat(hvp(_like(unit, v))))
+    basis, triangle = torch.linalg.qr(torch.stack(columns, dim=1))
+    block = torch.stack([column[chosen] for column in columns], dim=1)
+    inner = triangle @ torch.linalg.pinv((block + block.T) / 2, hermitian=True) @ triangle.T
+    eye = torch.eye(rank, dtype=inner.dtype, device=inner.device)
+    right = _flat(v)
+    within = basis.T @ right
+    # The part of v outside the columns' span, projected out twice: it is divided by a small ρ.
+    outside = right - basis @ within
+    outside = outside - basis @ (basis.T @ outside)
+    solved = torch.linalg.solve((inner + inner.T) / 2 + damping * eye, within)
+    return _like(basis @ solved + outside / damping, v)
 
 
-SOLVERS: dict[str, Callable[..., Tensors]] = {"identity": identity, "neumann": neumann}
+def sama(hvp: Linear, v: Tensors, *, preconditioner: Linear) -> Tensors:
+    """q = Dᵀ v, D = ∂u/∂g of the lower optimizer's update φ ← φ − u(g) (arXiv 2310.05674, eq. 4).
+
+    Choe et al. 2023: for Adam, D is diagonal and known from its state, learning rate included; for
+    plain gradient descent D = learning rate · I.
+
+    Args:
+        hvp: not used.
+        v: right-hand side.
+        preconditioner: product with Dᵀ; see ``dreamprm.hypergradients.updates.preconditioner``.
+    """
+    return preconditioner(v)
+
+
+SOLVERS: dict[str, Callable[..., Tensors]] = {
+    "identity": identity,
+    "neumann": neumann,
+    "cg": cg,
+    "nystrom": nystrom,
+    "sama": sama,
+}
+APPLIES_HESSIAN = ("neumann", "cg", "nystrom")
+
+
+def _damped(hvp: Linear, damping: float) -> Linear:
+    return (lambda q: _add(hvp(q), q, damping)) if damping else hvp
+
+
+def _add(left: Tensors, right: Tensors, factor: float = 1.0) -> Tensors:
+    return [a + factor * b for a, b in zip(left, right, strict=True)]
+
+
+def _dot(left: Tensors, right: Tensors) -> float:
+    """Summed in at least float32 within a tensor, and in float64 over them."""
+    pairs = zip(left, right, strict=True)
+    parts = [(at_least_fp32(a) * at_least_fp32(b)).sum().double() for a, b in pairs]
+    return float(torch.stack(parts).sum())
+
+
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """The tensor, in float32 where it is of less precision."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def norm(tensors: Tensors) -> float:
+    """The Euclidean norm of all entries."""
+    return math.sqrt(_dot(tensors, tensors))
+
+
+def _flat(tensors: Tensors) -> Tensor:
+    return torch.cat([at_least_fp32(t).reshape(-1) for t in tensors])
+
+
+def _like(flat: Tensor, tensors: Tensors) -> Tensors:
+    pieces = flat.split([t.numel() for t in tensors])
+    return [p.reshape(t.shape).to(t.dtype) for p, t in zip(pieces, tensors, strict=True)]

@@ -1,0 +1,67 @@
+"""How close a live problem's hypergradient is to the one with exact products, now and then."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dreamprm.hypergradients import Point, indirect_gradient, resolve
+from dreamprm.hypergradients.implicit import ImplicitMethod
+from dreamprm.hypergradients.interface import keywords
+from dreamprm.hypergradients.products import ForwardMode
+from dreamprm.hypergradients.randomness import RandomState
+from dreamprm.hypergradients.references import cosine, relative_error
+from dreamprm.problems.stateless import StatelessLoss
+
+if TYPE_CHECKING:
+    from dreamprm.problems.base import Problem
+
+
+def is_due(every: int, count: int, unroll_steps: int) -> bool:
+    """Whether an upper step after ``count`` lower ones is the first since a multiple of ``every``.
+
+    Args:
+        every: lower steps; 0 for never.
+        count: lower steps taken.
+        unroll_steps: lower steps between two upper ones.
+    """
+    return every > 0 and count // every > (count - unroll_steps) // every
+
+
+def fidelity(
+    problem: Problem, above: Problem, point: Point, vector: list[Tensor], found: list[Tensor]
+) -> dict[str, float]:
+    """The used method against forward mode without autocast, on the batch of the last step.
+
+    Of a method that is a solver and a product, the reference keeps the solver, and also the
+    relative error is given; of any other one it is identity + forward, whose length is another.
+
+    Args:
+        problem, above: the lower problem and the one that is above it.
+        point: where ``found`` was taken.
+        vector: v.
+        found: the indirect term as the method gave it.
+
+    Returns:
+        ``hypergradient_cosine`` and maybe ``hypergradient_error``. The generators do not move.
+    """
+    method, options = resolve(problem.config.type), problem.config.options
+    same_solver = isinstance(method, ImplicitMethod)
+    if isinstance(method, ImplicitMethod):
+        of_solver = keywords(method.solver)
+        options = {name: value for name, value in options.items() if name in of_solver}
+        method = replace(method, product=ForwardMode)
+    else:
+        method, options = resolve("identity+forward"), {}
+    exact_loss = StatelessLoss(problem, problem, above, problem.cur_batch, autocast=False).of
+    random = RandomState.now(point.lower)
+    exact = indirect_gradient(method, replace(point, lower_loss=exact_loss), vector, options)
+    random.restore()
+    flat_found, flat_exact = (torch.cat([g.reshape(-1) for g in gs]) for gs in (found, exact))
+    values = {"hypergradient_cosine": cosine(flat_found, flat_exact)}
+    if same_solver:
+        values["hypergradient_error"] = relative_error(flat_found, flat_exact)
+    return values

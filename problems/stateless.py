@@ -1,0 +1,51 @@
+"""A problem's loss as a pure function of two problems' parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from dreamprm.problems.base import Problem
+
+
+class StatelessLoss(nn.Module):
+    """A problem's loss on a batch as a pure function of the parameters φ below and α above.
+
+    ``functional_call`` puts the given tensors in the places of the two modules' parameters for the
+    time of one evaluation. Buffers are lent as copies, so that a batch norm's running statistics
+    do not see the evaluations of a hypergradient.
+
+    Args:
+        problem: whose loss; either ``lower`` or ``upper``.
+        lower, upper: the problems whose trainable parameters are φ and α.
+        batch: what the loss is of.
+        autocast: whether the problem's own autocast holds.
+    """
+
+    def __init__(
+        self, problem: Problem, lower: Problem, upper: Problem, batch: Any, autocast: bool = True
+    ) -> None:
+        super().__init__()
+        self.lower = lower.module
+        self.upper = upper.module
+        self._problem = [problem]  # in a list, since nn.Module must not take it for a submodule
+        self._batch, self._autocast = batch, autocast
+        self._names = tuple(
+            [name for name, p in self.named_parameters(prefix="") if p.requires_grad]
+        )
+
+    def forward(self) -> Tensor:
+        """The loss with the parameters that are in place now."""
+        (problem,) = self._problem
+        step = problem.training_step_exec if self._autocast else problem.training_step
+        loss = step(self._batch)
+        return loss["loss"] if isinstance(loss, dict) else loss
+
+    def of(self, lower_params: list[Tensor], upper_params: list[Tensor]) -> Tensor:
+        """The loss at these parameters."""
+        tensors = dict(zip(self._names, [*lower_params, *upper_params], strict=True))
+        buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        return torch.func.functional_call(self, tensors | buffers, ())

@@ -1,0 +1,160 @@
+"""What a hypergradient method is, and what it is given: all other files here build on this one.
+
+A method turns v = ∇_φ M, the upper loss's gradient with respect to the lower parameters, into the
+indirect term of dM/dα: what M changes by because α changes φ.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from torch import Tensor
+
+from dreamprm.errors import UserError, unknown_name
+from dreamprm.hypergradients.solvers import Tensors
+from dreamprm.hypergradients.updates import Rule, State
+
+Loss: TypeAlias = Callable[[Tensors, Tensors], Tensor]
+
+OPTIMIZER, STEPS, UPPER_LOSS = "the lower optimizer", "the lower steps taken", "the upper loss"
+
+
+@dataclass(frozen=True)
+class LowerStep:
+    """A step of the lower problem, φ' = U(φ, g, s), as it was before it was taken.
+
+    Attributes:
+        rules, state, clip: of U; see updates.py.
+        gradient: g = ∇_φ L, not clipped yet; None where nobody has it.
+        lower: φ.
+        loss: L of this step's batch, drawing this step's random numbers.
+    """
+
+    rules: Sequence[Rule]
+    state: State
+    clip: float = 0.0
+    gradient: Tensors | None = None
+    lower: Tensors | None = None
+    loss: Loss | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a hypergradient is taken, and what is known there.
+
+    Attributes:
+        lower_loss: L(φ, α), a scalar; draws the same random numbers at every evaluation.
+        lower: φ.
+        upper: α.
+        bits: of the mantissa of the coarsest arithmetic that the lower loss runs in.
+        upper_loss: M(φ, α); for methods that need ``UPPER_LOSS``.
+        next_step: the step that the lower optimizer would take at φ; for those that need
+            ``OPTIMIZER``.
+        steps: the last steps that led to φ, oldest first; for those that need ``STEPS``.
+    """
+
+    lower_loss: Loss
+    lower: Tensors
+    upper: Tensors
+    bits: int
+    upper_loss: Loss | None = None
+    next_step: LowerStep | None = None
+    steps: Sequence[LowerStep] = ()
+
+
+class Method(Protocol):
+    """A hypergradient method.
+
+    Attributes:
+        name: as in configs.
+        source: the paper.
+    """
+
+    @property
+    def name(self) -> str:
+        """As in configs."""
+
+    @property
+    def source(self) -> str:
+        """The paper."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What of a :class:`Point` is needed beyond L, φ and α."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options there are, with their defaults."""
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raises a UserError for options that the method does not have, or of a wrong value."""
+
+    def indirect(self, point: Point, vector: Tensors, options: Mapping[str, Any]) -> Tensors:
+        """The indirect term for ``vector`` v, shaped as α; v is finite, the options not checked."""
+
+
+@dataclass(frozen=True)
+class DirectMethod:
+    """A method that is one function, ``term(point, vector, **options)``.
+
+    Attributes:
+        name, source, needs: see :class:`Method`.
+        term: gives the indirect term; its keyword-only arguments are the options. It should refuse
+            wrong values before it evaluates a loss.
+    """
+
+    name: str
+    term: Callable[..., Tensors]
+    source: str = ""
+    needs: frozenset[str] = frozenset()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword-only arguments of ``term``."""
+        return keywords(self.term)
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuses unknown options, and what ``term`` refuses before it evaluates a loss."""
+        refuse_unknown_options(self.name, options, self.options)
+        stopping = Point(_stop, [], [], bits=52, upper_loss=_stop)
+        with suppress(Stopped):
+            self.term(stopping, [], **options)
+
+    def indirect(self, point: Point, vector: Tensors, options: Mapping[str, Any]) -> Tensors:
+        """What ``term`` gives."""
+        refuse_unknown_options(self.name, options, self.options)
+        return self.term(point, vector, **options)
+
+
+class Stopped(Exception):
+    """A method that was only to check its options has come as far as evaluating something."""
+
+
+def _stop(*args: object) -> Tensor:
+    raise Stopped
+
+
+def keywords(function: Callable[..., Any], but: Iterable[str] = ()) -> dict[str, Any]:
+    """The keyword-only arguments of a function and their defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in but}
+
+
+def refuse_unknown_options(method: str, found: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses options that a method does not have.
+
+    Raises:
+        UserError: names the first one, and those that there are.
+    """
+    known = list(known)
+    for name in found:
+        if name not in known:
+            raise UserError(
+                unknown_name(f"option of hypergradient method {method!r}", name, known)
+                if known
+                else f"hypergradient method {method!r} has no options, found {name!r}"
+            )

@@ -1,0 +1,105 @@
+"""The hypergradient methods by name, and the one door through which they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from dreamprm.errors import UserError, unknown_name
+from dreamprm.hypergradients.implicit import ImplicitMethod
+from dreamprm.hypergradients.interface import UPPER_LOSS, DirectMethod, Method, Point
+from dreamprm.hypergradients.penalty import f2sa
+from dreamprm.hypergradients.products import PRODUCTS
+from dreamprm.hypergradients.randomness import same_randomness
+from dreamprm.hypergradients.solvers import SOLVERS, Tensors
+from dreamprm.hypergradients.unrolled import UnrolledMethod
+
+METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> None:
+    """Makes a method known by its name, in Python and in configs.
+
+    Raises:
+        UserError: the name is taken.
+    """
+    if method.name in METHODS:
+        raise UserError(f"there is a hypergradient method {method.name!r} already")
+    METHODS[method.name] = method
+
+
+SOURCES = {
+    "identity": "Luketina et al. 2016, arXiv 1511.06727",
+    "neumann": "Lorraine et al. 2020, arXiv 1911.02590",
+    "cg": "Rajeswaran et al. 2019, arXiv 1909.04630",
+    "nystrom": "Hataya & Yamada 2023, arXiv 2302.10126",
+    "sama": "Choe et al. 2023, arXiv 2310.05674",
+    "darts": "Liu et al. 2019, arXiv 1806.09055",
+    "unrolled": "Franceschi et al. 2017, arXiv 1703.01785; Shaban et al. 2019, arXiv 1810.10667",
+    "f2sa": "Kwon et al. 2023, arXiv 2301.10945; Pan et al. 2024, arXiv 2406.19976",
+}
+for _name, _solver in SOLVERS.items():
+    register(ImplicitMethod(_name, _solver, None, SOURCES[_name]))
+register(
+    ImplicitMethod("darts", SOLVERS["identity"], PRODUCTS["finite_difference"], SOURCES["darts"])
+)
+register(ImplicitMethod("t1t2", SOLVERS["identity"], PRODUCTS["forward"], SOURCES["identity"]))
+register(UnrolledMethod("unrolled", PRODUCTS["double_backward"], SOURCES["unrolled"]))
+register(DirectMethod("f2sa", f2sa, SOURCES["f2sa"], frozenset({UPPER_LOSS})))
+
+
+def resolve(name: str) -> Method:
+    """The method of a name, or of a pair written ``solver+product`` or ``unrolled+product``.
+
+    Raises:
+        UserError: there is none; the message lists the known ones.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    first, plus, product = name.partition("+")
+    if plus and product in PRODUCTS:
+        if first in SOLVERS:
+            return ImplicitMethod(name, SOLVERS[first], PRODUCTS[product], SOURCES[first])
+        if first == "unrolled":
+            return UnrolledMethod(name, PRODUCTS[product], SOURCES[first])
+    pairs = [f"{first}+{product}" for first in (*SOLVERS, "unrolled") for product in PRODUCTS]
+    raise UserError(unknown_name("hypergradient method", name, [*METHODS, *pairs]))
+
+
+def indirect_gradient(
+    method: Method, point: Point, vector: Tensors, options: Mapping[str, Any]
+) -> Tensors:
+    """The indirect term of dM/dα for v = ∇_φ M: what M changes by because α changes φ.
+
+    Args:
+        method: of :func:`resolve`.
+        point: where; its losses need not draw the same random numbers at every evaluation yet.
+        vector: v, shaped as φ.
+        options: of the method.
+
+    Returns:
+        shaped as α.
+
+    Raises:
+        UserError: an option is not known or out of its range, v is not finite, the method needs
+            what the point does not have, or the lower loss does not depend on α.
+        FloatingPointError: the result is not finite.
+    """
+    if not all(bool(v.isfinite().all()) for v in vector):
+        raise UserError(
+            f"hypergradient method {method.name!r} got a v that is not finite: "
+            "the gradient of the upper loss with respect to φ has a NaN or an infinity"
+        )
+    point = replace(
+        point,
+        lower_loss=same_randomness(point.lower_loss, point.lower),
+        upper_loss=point.upper_loss and same_randomness(point.upper_loss, point.lower),
+    )
+    found = method.indirect(point, [v.detach() for v in vector], options)
+    if not all(bool(g.isfinite().all()) for g in found):
+        given = ", ".join(f"{k}={v}" for k, v in (method.options | dict(options)).items())
+        raise FloatingPointError(
+            f"the hypergradient of method {method.name!r} ({given or 'no options'}) is not finite"
+        )
+    return found
