@@ -1,6 +1,6 @@
 """Digits with unreliable annotators: learned weights against none, over seeds.
 
-python benchmarks/noisy_labels.py --seeds 5 --hypergradient t1t2
+python benchmarks/noisy_labels.py --seeds 5 --hypergradient cg
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--hypergradient", default="t1t2")
+    parser.add_argument("--hypergradient", default="identity")
     options = parser.parse_args()
     rows = []
     for seed in range(options.seeds):

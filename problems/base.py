@@ -272,8 +272,8 @@ class Problem(ImplicitProblem):
         assert self._bits is not None
         return Point(
             lower_loss=StatelessLoss(self, self, above, self.cur_batch).of,
-            lower=self.trainable_parameters(),
-            upper=above.trainable_parameters(),
+            lower=list(self.trainable_parameters()),
+            upper=list(above.trainable_parameters()),
             bits=self._bits,
             upper_loss=upper_loss,
             next_step=next_step(self, self._history) if OPTIMIZER in needs else None,

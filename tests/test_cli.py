@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from dreamprm import ProcessRewardModel, load_trajectories
 from dreamprm.cli import main
 from dreamprm.config import load_config, shipped_configs
+from dreamprm.hypergradients import METHODS
 from dreamprm.training.checkpoints import checkpoint_steps
 from dreamprm.training.metrics import read_metrics
 from tests.shared import SHARED, needs_shared
@@ -109,16 +111,35 @@ def test_a_killed_run_resumes_to_the_same_table(finished: Path, tmp_path: Path) 
         assert resumed["runs"][name] == pytest.approx(numbers, abs=1e-3)
 
 
-@pytest.mark.parametrize("method", ["neumann", "darts", "identity+double_backward"])
+@pytest.mark.parametrize("method", [*(m for m in METHODS if m != "identity"), "unrolled+forward"])
 def test_another_method_is_one_word(finished: Path, tmp_path: Path, method: str) -> None:
     summary = run_demo(tmp_path / "run", f"hypergradient={method}", "baseline=false")
     assert summary["hypergradient"] == method
-    default = json.loads((finished / "summary.json").read_text())
-    if method == "identity+double_backward":
-        # The exact product of the default, computed another way: rounding, through Adam.
-        assert summary["weights"] == pytest.approx(default["weights"], rel=1e-2)
+    weights, default = summary["weights"], json.loads((finished / "weights.json").read_text())
+    if method == "darts":
+        assert weights == default  # what identity takes in fp32
+    elif method == "t1t2":
+        # The exact product in the place of finite differences: 1e-3, through Adam.
+        assert weights == pytest.approx(default, rel=1e-2)
     else:
-        assert summary["weights"] != default["weights"]
+        assert weights != default
+    assert all(math.isfinite(weight) for weight in weights.values())
+    assert len({round(weight, 6) for weight in weights.values()}) == 8
+
+
+def test_the_fidelity_of_the_live_hypergradient_is_logged(finished: Path, tmp_path: Path) -> None:
+    logged = [*SMALL, "log_every=1", "fidelity.every=4", "baseline=false"]
+    assert main(["demo", "--out", str(tmp_path / "run"), *logged, "precision=bf16"]) == 0
+    rows = [r for r in read_metrics(tmp_path / "run") if "prm/hypergradient_cosine" in r]
+    assert [row["step"] for row in rows] == [4, 8]
+    for row in rows:
+        assert 0.9 < row["prm/hypergradient_cosine"] <= 1
+        assert 0 < row["prm/hypergradient_error"] < 0.5
+    # Looking does not change what is looked at.
+    run_demo(tmp_path / "seen", "fidelity.every=2", "baseline=false")
+    seen = json.loads((tmp_path / "seen" / "weights.json").read_text())
+    assert seen == json.loads((finished / "weights.json").read_text())
+    assert not any("prm/hypergradient_cosine" in row for row in read_metrics(finished))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.noisy_labels import accuracy_and_weights
+from dreamprm.hypergradients import METHODS
 from dreamprm.problems.noisy_labels import noisy_digits
 
 
@@ -24,7 +25,7 @@ def test_only_unreliable_annotators_flip_labels() -> None:
         assert sum(flips) == (round(0.4 * len(flips)) if annotator >= 2 else 0)
 
 
-@pytest.mark.parametrize("method", ["t1t2", "darts", "neumann"])
+@pytest.mark.parametrize("method", METHODS)
 def test_learned_weights_beat_none(method: str) -> None:
     plain, _ = accuracy_and_weights(0, False, method, steps=1000)
     learned, weights = accuracy_and_weights(0, True, method, steps=1000)

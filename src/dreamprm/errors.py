@@ -46,15 +46,16 @@ def need_whole(name: str, value: object, at_least: int) -> None:
         raise UserError(f"{name} is {value!r}, expected a whole number of at least {at_least}")
 
 
-def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:
+def unknown_name(kind: str, found: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
     """One message for a name that is not known, with the nearest right one.
 
     Args:
         kind: what the name stands for, e.g. ``"hypergradient method"``.
         found: the name as given.
         known: the names that would have been right.
+        also: more of them, too many to list.
     """
     names = sorted(known)
-    nearest = get_close_matches(found, names, n=1, cutoff=0.5)
+    nearest = get_close_matches(found, [*names, *also], n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"unknown {kind} {found!r}: {hint}known are {', '.join(names)}"

@@ -123,7 +123,10 @@ def right_product(solver: Callable[..., Tensors], bits: int) -> Callable[..., Pr
 @cache
 def _announce(name: str, kind: Callable[..., Product], bits: int) -> None:
     """Says once which product was chosen."""
-    words = {DoubleBackward: "double backward", FiniteDifference: "finite difference"}
+    words: dict[Callable[..., Product], str] = {
+        DoubleBackward: "double backward",
+        FiniteDifference: "finite difference",
+    }
     log.info(
         "hypergradient %s: products by %s; the lower loss runs in %d-bit mantissas (fp32: 23)",
         name,

@@ -15,13 +15,15 @@ different ones, differences between evaluations would be mostly noise.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import silu
+from torch.overrides import TorchFunctionMode
 
 from dreamprm.errors import UserError, need_positive
 from dreamprm.hypergradients.interface import Loss
@@ -72,10 +74,14 @@ class DoubleBackward:
 class ForwardMode:
     """Dual numbers: exact; for ``cross`` no graph over the backbone.
 
-    φ becomes dual with tangent q, and the loss's tangent is ∇_φ L · q. Where α enters only at the
-    loss, reverse-differentiating that tangent with respect to α reaches no further. ``hvp`` is
-    forward over reverse (Pearlmutter 1994): the gradient's tangent. Runs under MATH attention,
-    since the fast kernels have no forward mode.
+    φ becomes dual with tangent q; the tangent of a gradient is then its derivative along q. That
+    of ∇_α L is ``cross``: where α enters only at the loss, its graph reaches no further, and the
+    backbone is evaluated once, with values and tangents. That of ∇_φ L is ``hvp``: forward over
+    reverse (Pearlmutter 1994). The other order, the gradient of the loss's tangent, is not taken:
+    in torch 2.13 it is silently wrong through layer, RMS and batch norms, whose tangents are not
+    differentiable.
+
+    Runs under MATH attention, since the fast kernels have no forward mode.
     """
 
     def __init__(self, loss: Loss, lower: Tensors, upper: Tensors) -> None:
@@ -84,30 +90,62 @@ class ForwardMode:
 
     def hvp(self, q: Tensors) -> Tensors:
         """(∂²L/∂φ²) q: the tangents of ∇_φ L along q."""
-        upper = [a.detach() for a in self.upper]
-        with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-            duals = [
-                forward_ad.make_dual(p, v) for p, v in zip(_leaves(self.lower), q, strict=True)
-            ]
-            gradient = _grad(_scalar(self.loss(duals, upper)), duals)
-            tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
-        return [
-            torch.zeros_like(p) if t is None else t.detach()
-            for p, t in zip(self.lower, tangents, strict=True)
-        ]
+
+        def gradient(duals: Tensors) -> Tensors:
+            return _grad(_scalar(self.loss(duals, [a.detach() for a in self.upper])), duals)
+
+        return _tangents(gradient, _leaves(self.lower), q, self.lower)
 
     def cross(self, q: Tensors) -> Tensors:
-        """(∂²L/∂α∂φ)ᵀ q: the gradient with respect to α of the loss's tangent along q."""
-        upper = _leaves(self.upper)
-        with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-            duals = [
-                forward_ad.make_dual(p.detach(), v) for p, v in zip(self.lower, q, strict=True)
-            ]
-            value, tangent = forward_ad.unpack_dual(_scalar(self.loss(duals, upper)))
-            _refuse_independence(value, upper)
-            if tangent is None or not tangent.requires_grad:
-                return [torch.zeros_like(a) for a in upper]
-            return _grad(tangent, upper)
+        """(∂²L/∂α∂φ)ᵀ q: the tangents of ∇_α L along q."""
+
+        def gradient(duals: Tensors) -> Tensors:
+            return upper_gradient(self.loss, duals, self.upper)
+
+        return _tangents(gradient, [p.detach() for p in self.lower], q, self.upper)
+
+
+def _tangents(
+    gradient: Callable[[Tensors], Tensors], lower: Tensors, q: Tensors, like: Tensors
+) -> Tensors:
+    """The derivative along q of a gradient, shaped as ``like``."""
+    with sdpa_kernel(SDPBackend.MATH), _Dualizable(), forward_ad.dual_level():
+        duals = [forward_ad.make_dual(p, v) for p, v in zip(lower, q, strict=True)]
+        found = [forward_ad.unpack_dual(g).tangent for g in gradient(duals)]
+    return [
+        torch.zeros_like(p) if t is None else t.detach() for p, t in zip(like, found, strict=True)
+    ]
+
+
+def _silu(x: Tensor, inplace: bool = False) -> Tensor:
+    return x * x.sigmoid()
+
+
+def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    mask = mask.expand_as(x)
+    return x.index_put((mask,), source.reshape(-1)[: int(mask.sum())])
+
+
+class _Dualizable(TorchFunctionMode):
+    """Writes out what has a backward without a right forward mode in torch 2.13.
+
+    ``silu_backward`` has none; that of ``masked_scatter``, by which image features get among token
+    embeddings, fails on shapes.
+    """
+
+    WRITTEN_OUT: ClassVar[dict[Callable[..., Any], Callable[..., Tensor]]] = {
+        silu: _silu,
+        Tensor.masked_scatter: _masked_scatter,
+    }
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return self.WRITTEN_OUT.get(func, func)(*args, **(kwargs or {}))
 
 
 class PrecisionWarning(UserWarning):
@@ -202,7 +240,7 @@ def upper_gradient(loss: Loss, lower: Tensors, upper: Tensors) -> Tensors:
         UserError: L does not depend on α.
     """
     leaves = _leaves(upper)
-    value = _scalar(loss([p.detach() for p in lower], leaves))
+    value = _scalar(loss(lower, leaves))
     _refuse_independence(value, leaves)
     return _grad(value, leaves)
 

@@ -64,7 +64,10 @@ def resolve(name: str) -> Method:
         if first == "unrolled":
             return UnrolledMethod(name, PRODUCTS[product], SOURCES[first])
     pairs = [f"{first}+{product}" for first in (*SOLVERS, "unrolled") for product in PRODUCTS]
-    raise UserError(unknown_name("hypergradient method", name, [*METHODS, *pairs]))
+    raise UserError(
+        unknown_name("hypergradient method", name, METHODS, also=pairs)
+        + f"; a solver or unrolled also with +{', +'.join(PRODUCTS)}"
+    )
 
 
 def indirect_gradient(

@@ -120,12 +120,13 @@ def read_optimizer(optimizer: Optimizer, parameters: Sequence[Tensor]) -> tuple[
             if group.get(name):
                 raise UserError(f"{name}=True of the lower optimizer cannot be differentiated here")
         state = optimizer.state.get(p, {})
-        common = {"lr": float(group["lr"]), "weight_decay": float(group["weight_decay"])}
+        rate, decay = float(group["lr"]), float(group["weight_decay"])
         if isinstance(optimizer, SGD):
             names: tuple[str, ...] = ("momentum_buffer",)
             rule = Rule(
                 "sgd",
-                **common,
+                rate,
+                decay,
                 momentum=float(group["momentum"]),
                 dampening=float(group["dampening"]),
                 nesterov=group["nesterov"],
@@ -135,7 +136,8 @@ def read_optimizer(optimizer: Optimizer, parameters: Sequence[Tensor]) -> tuple[
             first, second = group["betas"]
             rule = Rule(
                 "adam",
-                **common,
+                rate,
+                decay,
                 decoupled=bool(group.get("decoupled_weight_decay")),
                 betas=(float(first), float(second)),
                 eps=float(group["eps"]),
