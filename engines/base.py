@@ -113,9 +113,28 @@ class Engine(betty_engine.Engine):
     def __init__(
         self, problems: list[Problem], config: EngineConfig, dependencies: dict[str, Any]
     ) -> None:
+        if not isinstance(config, EngineConfig):
+            raise UserError(
+                f"the engine got a {type(config).__module__}.{type(config).__name__}, "
+                "expected a dreamprm.engines.base.EngineConfig"
+            )
+        names = [problem.name for problem in problems]
+        for name in names:
+            taken = any(hasattr(holder, name) for holder in (type(self), *problems))
+            if taken or names.count(name) > 1:
+                raise UserError(
+                    f"a problem is named {name!r}, expected a name that no other problem and no "
+                    "attribute of problems or engines has"
+                )
         # betty announces every problem on standard output, at INFO.
         get_logger().setLevel(logging.WARNING)
         super().__init__(problems, config, dependencies)
+
+    def set_dependency(self, dependencies: dict[str, Any]) -> None:
+        """As betty's, which forgets that the problems now wait for others."""
+        super().set_dependency(dependencies)
+        for problem in self.problems:
+            problem.ready = [False] * len(problem.children)
 
     def parse_config(self) -> None:
         """As betty's, with early stopping that works."""

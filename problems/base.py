@@ -7,6 +7,7 @@ fails without it.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -26,6 +27,8 @@ from dreamprm.hypergradients.randomness import RandomState
 from dreamprm.problems.fidelity import fidelity, is_due
 from dreamprm.problems.history import LowerHistory, next_step
 from dreamprm.problems.stateless import StatelessLoss
+
+log = logging.getLogger("dreamprm")
 
 UNUSED = (
     *("darts_alpha", "darts_multitask", "sama_adam_alpha", "sama_multitask"),
@@ -71,6 +74,10 @@ class ProblemConfig(Config):
                 "first_order=False would keep a graph that nothing uses: "
                 "for unrolled differentiation set type='unrolled'"
             )
+        if self.gradient_clipping < 0:
+            raise UserError(
+                f"gradient_clipping is {self.gradient_clipping}, expected at least 0 (for none)"
+            )
         if self.unroll_steps < 1:
             raise UserError(f"unroll_steps is {self.unroll_steps}, expected at least 1")
         if STEPS in method.needs:
@@ -112,10 +119,7 @@ class Problem(ImplicitProblem):
         self.stats: dict[str, float] = {}
         self._method = resolve(config.type)
         self._bits: int | None = None
-        self._history = LowerHistory(
-            (STEPS in self._method.needs and config.options.get("iterations"))
-            or config.unroll_steps
-        )
+        self._history = LowerHistory(config.options.get("iterations"))
 
     # --- betty's defects -------------------------------------------------------------------
 
@@ -134,8 +138,19 @@ class Problem(ImplicitProblem):
                 f"problem {self.name!r} defines param_groups(), which is not used: "
                 "give the groups to the optimizer"
             )
-        if self.optimizer is None and not self.is_implemented("custom_optimizer_step"):
+        if self.optimizer is None:
             raise UserError(f"problem {self.name!r} has no optimizer")
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        left_out = [n for n, p in self.module.named_parameters() if p.requires_grad]
+        left_out = [n for n in left_out if id(self.module.get_parameter(n)) not in held]
+        if left_out:
+            log.warning(
+                "the optimizer of problem %r does not hold %d of its trainable parameters, %s the "
+                "first: hypergradients count them as variables unless they are frozen",
+                self.name,
+                len(left_out),
+                left_out[0],
+            )
 
     def patch_scheduler(self) -> None:
         """Keeps the scheduler; betty rebuilds it from its attributes.
@@ -163,11 +178,11 @@ class Problem(ImplicitProblem):
         return to_device(batch, self.device)
 
     def log(self, stats: dict[str, Any], global_step: int | None) -> None:
-        """Keeps the numbers of the step for the Engine; betty prints every one of them."""
+        """Keeps the single numbers of the step for the Engine; betty prints all that is there."""
         self.stats = {
             name: float(value)
             for name, value in stats.items()
-            if not isinstance(value, Tensor) or value.numel() == 1
+            if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
         }
 
     def get_loss(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
@@ -239,7 +254,9 @@ class Problem(ImplicitProblem):
             ]
             # v is the gradient of this problem's loss next to the bottom of the path only.
             upper_loss = (
-                StatelessLoss(self, path[1], self, self.cur_batch).of if len(path) == 3 else None
+                StatelessLoss(self, path[1], self, self.cur_batch, scale=1 / self.gas).of
+                if len(path) == 3
+                else None
             )
             for current, above in itertools.pairwise(path[1:]):
                 vector = current.indirect_gradient(vector, above, upper_loss)
@@ -260,11 +277,25 @@ class Problem(ImplicitProblem):
 
         Returns:
             shaped as α.
+
+        Raises:
+            UserError: the method needs H, and there is more to H than this problem's loss says.
         """
+        if self._paths and self._method.uses_curvature:
+            raise UserError(
+                f"hypergradient method {self._method.name!r} of problem {self.name!r} needs its "
+                "Hessian, but a problem below answers to it, whose response would be missing: "
+                "take identity, t1t2, darts or sama"
+            )
         point = self._point(above, upper_loss)
+        before = RandomState.now(point.lower)
         found = indirect_gradient(self._method, point, vector, self.config.options)
-        if is_due(self.config.fidelity_every, self.count, self.config.unroll_steps):
+        steps = self.config.unroll_steps * self.config.gradient_accumulation
+        if is_due(self.config.fidelity_every, self.count, steps):
+            after = RandomState.now(point.lower)
+            before.restore()  # for the same dropout masks
             self.stats |= fidelity(self, above, point, vector, found)
+            after.restore()
         return found
 
     def _point(self, above: Problem, upper_loss: Loss | None) -> Point:
@@ -283,7 +314,7 @@ class Problem(ImplicitProblem):
     # --- checkpoints -----------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Module, optimizer, scheduler, step count, recorded steps and the place in the data.
+        """All that the next step depends on, at whatever step of whatever loop.
 
         betty keeps the first three only. A data loader takes part if it has ``state_dict``, as
         ``dreamprm.data.batches.BatchStream`` and torchdata's loaders do; another one starts a new
@@ -291,6 +322,12 @@ class Problem(ImplicitProblem):
         """
         return super().state_dict() | {
             "count": self._count,
+            "ready": list(self.ready or ()),
+            "inner_loop_start": self._inner_loop_start,
+            "roll_back": (self.module_state_dict_cache, self.opitmizer_state_dict_cache),
+            "bits": self._bits,
+            "batch": self.cur_batch,  # of the hypergradient, where an upper problem steps first
+            "gradients": [p.grad for p in self.trainable_parameters()],
             "history": self._history.state_dict(),
             "loaders": [
                 loader.state_dict() if hasattr(loader, "state_dict") else None
@@ -302,6 +339,14 @@ class Problem(ImplicitProblem):
         """Continues where :meth:`state_dict` was taken."""
         super().load_state_dict(state_dict)
         self._count = state_dict["count"]
+        self.ready = list(state_dict["ready"])
+        self._inner_loop_start = state_dict["inner_loop_start"]
+        self.module_state_dict_cache, self.opitmizer_state_dict_cache = state_dict["roll_back"]
+        self._bits = state_dict["bits"]
+        self.cur_batch = to_device(state_dict["batch"], self.device)
+        gradients = to_device(state_dict["gradients"], self.device)
+        for p, gradient in zip(self.trainable_parameters(), gradients, strict=True):
+            p.grad = None if gradient is None else gradient.clone()
         self._history.load_state_dict(state_dict["history"], self.trainable_parameters())
         for loader, state in zip(self.train_data_loader or (), state_dict["loaders"], strict=True):
             if state is not None:

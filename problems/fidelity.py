@@ -12,7 +12,6 @@ from dreamprm.hypergradients import Point, indirect_gradient, resolve
 from dreamprm.hypergradients.implicit import ImplicitMethod
 from dreamprm.hypergradients.interface import keywords
 from dreamprm.hypergradients.products import ForwardMode
-from dreamprm.hypergradients.randomness import RandomState
 from dreamprm.hypergradients.references import cosine, relative_error
 from dreamprm.problems.stateless import StatelessLoss
 
@@ -46,7 +45,7 @@ def fidelity(
         found: the indirect term as the method gave it.
 
     Returns:
-        ``hypergradient_cosine`` and maybe ``hypergradient_error``. The generators do not move.
+        ``hypergradient_cosine`` and maybe ``hypergradient_error``.
     """
     method, options = resolve(problem.config.type), problem.config.options
     same_solver = isinstance(method, ImplicitMethod)
@@ -57,9 +56,7 @@ def fidelity(
     else:
         method, options = resolve("identity+forward"), {}
     exact_loss = StatelessLoss(problem, problem, above, problem.cur_batch, autocast=False).of
-    random = RandomState.now(point.lower)
     exact = indirect_gradient(method, replace(point, lower_loss=exact_loss), vector, options)
-    random.restore()
     flat_found, flat_exact = (torch.cat([g.reshape(-1) for g in gs]) for gs in (found, exact))
     values = {"hypergradient_cosine": cosine(flat_found, flat_exact)}
     if same_solver:

@@ -31,14 +31,18 @@ class RecordedStep:
 
 
 class LowerHistory:
-    """The last gradient of a problem, and its last ``length`` steps.
+    """The last gradient of a problem, and its steps since an upper problem last used them.
+
+    Args:
+        length: the most steps that are kept; None for all of them.
 
     Attributes:
         random: where the generators stood before the loss under way was evaluated.
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int | None) -> None:
         self.recorded: deque[RecordedStep] = deque(maxlen=length)
+        self.used = False
         self.gradient: list[Tensor | None] = []
         self.random: RandomState | None = None
 
@@ -56,6 +60,9 @@ class LowerHistory:
         if not whole:
             return
         assert self.random is not None
+        if self.used:
+            self.recorded.clear()
+            self.used = False
         rules, state = read_optimizer(problem.optimizer, parameters)
         self.recorded.append(
             RecordedStep(
@@ -70,6 +77,7 @@ class LowerHistory:
 
     def steps(self, problem: Problem, above: Problem) -> list[LowerStep]:
         """The recorded steps, their losses as functions of this problem's φ and the α above."""
+        self.used = True
         return [
             LowerStep(
                 each.rules,
@@ -84,9 +92,9 @@ class LowerHistory:
             for each in self.recorded
         ]
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """The recorded steps, as plain values and tensors."""
-        return [
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept, as plain values and tensors."""
+        steps = [
             {
                 "rules": [asdict(rule) for rule in each.rules],
                 "state": each.state,
@@ -97,12 +105,14 @@ class LowerHistory:
             }
             for each in self.recorded
         ]
+        return {"steps": steps, "used": self.used, "gradient": self.gradient}
 
-    def load_state_dict(self, state: list[dict[str, Any]], like: list[Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], like: list[Any]) -> None:
         """Continues where :meth:`state_dict` was taken, on the device of the parameters."""
         device = like[0].device if like else None
+        self.used, self.gradient = state["used"], to_device(state["gradient"], device)
         self.recorded.clear()
-        for each in state:
+        for each in state["steps"]:
             moved = to_device(
                 {name: each[name] for name in ("state", "gradient", "lower", "batch")}, device
             )

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dreamprm.errors import UserError
+
 if TYPE_CHECKING:
     from dreamprm.problems.base import Problem
 
@@ -23,26 +25,43 @@ class StatelessLoss(nn.Module):
         lower, upper: the problems whose trainable parameters are φ and α.
         batch: what the loss is of.
         autocast: whether the problem's own autocast holds.
+        scale: a factor of the loss.
+
+    Raises:
+        UserError: one module is a part of the other.
     """
 
     def __init__(
-        self, problem: Problem, lower: Problem, upper: Problem, batch: Any, autocast: bool = True
+        self,
+        problem: Problem,
+        lower: Problem,
+        upper: Problem,
+        batch: Any,
+        autocast: bool = True,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.lower = lower.module
         self.upper = upper.module
         self._problem = [problem]  # in a list, since nn.Module must not take it for a submodule
-        self._batch, self._autocast = batch, autocast
+        self._batch, self._autocast, self._scale = batch, autocast, scale
         self._names = tuple(
             [name for name, p in self.named_parameters(prefix="") if p.requires_grad]
         )
+        if len(self._names) != len(lower.trainable_parameters()) + len(
+            upper.trainable_parameters()
+        ):
+            raise UserError(
+                f"problems {lower.name!r} and {upper.name!r} share trainable parameters; "
+                "expected modules apart from each other, linked by the problems' names"
+            )
 
     def forward(self) -> Tensor:
         """The loss with the parameters that are in place now."""
         (problem,) = self._problem
         step = problem.training_step_exec if self._autocast else problem.training_step
         loss = step(self._batch)
-        return loss["loss"] if isinstance(loss, dict) else loss
+        return self._scale * (loss["loss"] if isinstance(loss, dict) else loss)
 
     def of(self, lower_params: list[Tensor], upper_params: list[Tensor]) -> Tensor:
         """The loss at these parameters."""

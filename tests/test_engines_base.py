@@ -8,13 +8,15 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import betty.configs
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dreamprm.engines.base import EngineConfig
+from dreamprm.engines.base import Engine, EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError
+from dreamprm.problems.base import Problem
 from dreamprm.training.checkpoints import checkpoint_steps
 from dreamprm.training.metrics import read_metrics
 from tests.toy import toy
@@ -156,3 +158,27 @@ def test_a_half_written_metrics_line_is_dropped(tmp_path: Path) -> None:
 def test_wrong_engine_configs_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         EngineConfig(**options)
+
+
+def test_dependencies_can_be_set_anew() -> None:
+    engine = toy(steps=2)
+    whole = {"u2l": {engine.upper: [engine.lower]}, "l2u": {engine.lower: [engine.upper]}}
+    engine.set_dependency({"u2l": {}, "l2u": {}})
+    engine.set_dependency(whole)
+    engine.run()
+    assert (engine.lower.count, engine.upper.count) == (2, 1)
+
+
+def test_bettys_own_engine_config_is_refused() -> None:
+    lower = toy().lower
+    with pytest.raises(UserError, match=r"expected a dreamprm\.engines"):
+        Engine([lower], betty.configs.EngineConfig(), {"u2l": {}, "l2u": {}})  # type: ignore
+
+
+@pytest.mark.parametrize("name", ["metrics", "module", "regression"])
+def test_names_that_are_taken_are_refused(name: str) -> None:
+    module = torch.nn.Linear(3, 1)
+    parts = {"module": module, "optimizer": torch.optim.SGD(module.parameters(), lr=0.1)}
+    problems = [Problem(name, **parts), Problem("regression", **parts)]
+    with pytest.raises(UserError, match=f"a problem is named '{name}'"):
+        Engine(problems, EngineConfig(strategy="cpu"), {"u2l": {}, "l2u": {}})

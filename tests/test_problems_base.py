@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, LinearLR, OneCycleLR, SequentialLR
 
 from dreamprm.data.batches import BatchStream
-from dreamprm.engines.base import EngineConfig
+from dreamprm.engines.base import Engine, EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError
 from dreamprm.hypergradients import hypergradient
@@ -69,7 +69,7 @@ def test_autocast_is_that_of_the_device() -> None:
             seen.append(out.dtype)
             return out
 
-    toy(steps=2, lower=Watching, precision="bf16").run()
+    toy(steps=2, lower=Watching, problem={"precision": "bf16"}).run()
     # Two lower steps, the meta loss (which has no autocast here), the hypergradient's evaluation.
     assert seen.count(torch.bfloat16) == 3
 
@@ -162,6 +162,8 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         ({"precision": "fp16"}, "precision is 'fp16'"),
         ({"first_order": False}, "first_order=False"),
         ({"unroll_steps": 0}, "unroll_steps is 0"),
+        ({"gradient_clipping": -1.0}, "gradient_clipping is -1.0"),
+        ({"fidelity_every": -1}, "fidelity_every is -1"),
         ({"type": "dart"}, "did you mean 'darts'"),
         ({"type": "darts", "options": {"alpha": 1.0}}, "unknown option"),
     ],
@@ -201,3 +203,103 @@ def test_without_an_upper_problem_every_sample_counts_one() -> None:
     whole = lower.sample_losses(stack(rows(16, 1, True))).mean().item()
     for stats in losses:
         assert stats["loss"] == stats["unweighted_loss"] == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_problem_without_an_optimizer_is_refused() -> None:
+    lower = Regression("regression", module=nn.Linear(3, 1), train_data_loader=[])
+    with pytest.raises(UserError, match="'regression' has no optimizer"):
+        ReweightingEngine(lower, None, EngineConfig(strategy="cpu"))
+
+
+def test_trainable_parameters_that_the_optimizer_forgets_are_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    toy(module=module, optimizer=lambda m: torch.optim.SGD(m[1].parameters(), lr=0.1))
+    assert "does not hold 2 of its trainable parameters, 0.weight the first" in caplog.text
+
+
+def test_modules_that_share_parameters_are_refused() -> None:
+    class Sharing(Weighting):
+        def patch_module(self) -> None:
+            super().patch_module()
+            self.module.below = self.regression.module
+
+    with pytest.raises(UserError, match="share trainable parameters"):
+        toy(upper=Sharing, steps=2).run()
+
+
+def test_statistics_that_are_no_numbers_stay_out_of_the_log() -> None:
+    class Talking(Weighting):
+        def training_step(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+            loss = super().training_step(batch)
+            return {"loss": loss, "note": "hello", "each": [1.0, 2.0], "rate": 0.5}
+
+    engine = toy(upper=Talking, steps=2)
+    kept: list[dict[str, float]] = []
+    log = engine.upper.log
+    engine.upper.log = lambda *args: (log(*args), kept.append(engine.upper.stats))  # type: ignore
+    engine.run()
+    assert [set(stats) for stats in kept] == [{"loss", "rate"}]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_fidelity_compares_under_one_dropout_mask(dropout: float) -> None:
+    """An exact product against an exact product: nothing but float32 rounding may differ."""
+    module = nn.Sequential(nn.Linear(3, 8), nn.Dropout(dropout), nn.Linear(8, 1))
+    engine = toy(steps=8, module=module, problem={"fidelity_every": 2})
+    errors: list[float] = []
+    step = engine.train_step
+
+    def watched() -> None:
+        step()
+        errors.extend(
+            [engine.lower.stats[k] for k in engine.lower.stats if k == "hypergradient_error"]
+        )
+
+    engine.train_step = watched  # type: ignore[method-assign]
+    engine.run()
+    assert len(errors) == 4
+    assert max(errors) < 1e-5
+
+
+def test_accumulated_fidelity_is_due_as_often_as_asked() -> None:
+    engine = toy(steps=16, problem={"fidelity_every": 4, "gradient_accumulation": 4})
+    due = 0
+    step = engine.train_step
+
+    def watched() -> None:
+        nonlocal due
+        step()
+        due += "hypergradient_error" in engine.lower.stats
+
+    engine.train_step = watched  # type: ignore[method-assign]
+    engine.run()
+    assert due == 2  # the upper problem's two steps, after 8 and 16
+
+
+def test_a_hessian_that_lacks_a_lower_response_is_refused() -> None:
+    def problem(name: str, type: str) -> Problem:
+        module = nn.Linear(1, 1)
+        return Problem(
+            name,
+            ProblemConfig(type=type),
+            module=module,
+            optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
+        )
+
+    for type, refused in (("cg", True), ("f2sa", True), ("t1t2", False)):
+        top, middle, bottom = (
+            problem("top", "t1t2"),
+            problem("middle", type),
+            problem("bottom", "cg"),
+        )
+        Engine(
+            [top, middle, bottom],
+            EngineConfig(strategy="cpu"),
+            {"u2l": {top: [middle], middle: [bottom]}, "l2u": {bottom: [middle], middle: [top]}},
+        )
+        assert middle._paths
+        with pytest.raises((UserError, AssertionError)) as raised:
+            middle.indirect_gradient([torch.ones(1, 1), torch.ones(1)], top)
+        assert ("whose response would be missing" in str(raised.value)) == refused

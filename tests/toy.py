@@ -47,10 +47,17 @@ def toy(
     module: nn.Module | None = None,
     engine: type[ReweightingEngine] = ReweightingEngine,
     lower: type[Regression] = Regression,
-    precision: str = "fp32",
+    upper: type[WeightingProblem] = Weighting,
+    problem: dict[str, Any] | None = None,
+    upper_problem: dict[str, Any] | None = None,
     **config: Any,
 ) -> ReweightingEngine:
-    """An engine that is ready to run."""
+    """An engine that is ready to run.
+
+    Args:
+        problem, upper_problem: of the ProblemConfigs.
+        config: of the EngineConfig.
+    """
     torch.manual_seed(0)
     module = module if module is not None else nn.Linear(3, 1)
     chosen = optimizer(module) if optimizer else torch.optim.AdamW(module.parameters(), lr=0.05)
@@ -58,13 +65,14 @@ def toy(
     return engine(
         lower(
             "regression",
-            ProblemConfig(type=method, unroll_steps=2, precision=precision),
+            ProblemConfig(**{"type": method, "unroll_steps": 2} | (problem or {})),
             module=module,
             optimizer=chosen,
             scheduler=scheduler(chosen) if scheduler else None,
             train_data_loader=BatchStream(rows(64, 1, True), 16, stack, 0),
         ),
-        Weighting(
+        upper(
+            config=ProblemConfig(**upper_problem or {}),
             module=table,
             optimizer=torch.optim.AdamW(table.parameters(), lr=0.1),
             train_data_loader=BatchStream(rows(32, 2, False), 16, stack, 0),

@@ -68,6 +68,20 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--batch-size", type=int, default=32, help="solutions per forward pass")
     score.add_argument("--out", metavar="FILE", help="JSON Lines (default: standard output)")
     score.set_defaults(run=_score)
+
+    methods = commands.add_parser(
+        "hypergradients",
+        help="list the hypergradient methods and measure how faithful and costly each one is",
+    )
+    methods.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="METHOD|key=value",
+        help="names or solver+product (default: all names), and options for those that have them",
+    )
+    methods.add_argument("--list", action="store_true", help="list them only, do not measure")
+    methods.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    methods.set_defaults(run=_hypergradients)
     return parser
 
 
@@ -102,6 +116,21 @@ def _score(options: argparse.Namespace) -> None:
         images=options.images,
         batch_size=options.batch_size,
     )
+
+
+def _hypergradients(options: argparse.Namespace) -> None:
+    import json
+
+    from dreamprm.config import read_options
+    from dreamprm.engines.comparison import compare
+    from dreamprm.hypergradients import METHODS
+    from dreamprm.inference.tables import method_tables
+
+    logging.getLogger("dreamprm").setLevel(logging.WARNING)  # the tables say what was chosen
+    names = [word for word in options.overrides if "=" not in word] or list(METHODS)
+    values = read_options([word for word in options.overrides if "=" in word])
+    rows = compare(names, values, measure=not options.list, progress="hypergradients")
+    print(json.dumps(rows, indent=2) if options.json else method_tables(rows))
 
 
 if __name__ == "__main__":

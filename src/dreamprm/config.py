@@ -209,6 +209,19 @@ def load_config(config: str, overrides: list[str]) -> Config:
     return result
 
 
+def read_options(words: list[str]) -> dict[str, Any]:
+    """``key=value`` words as a dict, values read as in YAML.
+
+    Raises:
+        UserError: a word cannot be read so.
+    """
+    return {
+        str(key): value
+        for word in words
+        for key, value in (OmegaConf.to_container(_dotlist(word)) or {}).items()  # type: ignore[union-attr]
+    }
+
+
 def save_config(config: Config, path: Path) -> None:
     """Writes a config with every value resolved."""
     path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))

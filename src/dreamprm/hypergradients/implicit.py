@@ -32,6 +32,8 @@ from dreamprm.hypergradients.updates import preconditioner
 
 log = logging.getLogger("dreamprm")
 
+WITHOUT_HESSIAN = (identity, sama)
+
 
 @dataclass(frozen=True)
 class ImplicitMethod:
@@ -54,6 +56,11 @@ class ImplicitMethod:
     def needs(self) -> frozenset[str]:
         """The lower optimizer, where the solver takes a preconditioner."""
         return frozenset({OPTIMIZER} if "preconditioner" in keywords(self.solver) else ())
+
+    @property
+    def uses_curvature(self) -> bool:
+        """As for any solver but those that never apply H."""
+        return self.solver not in WITHOUT_HESSIAN
 
     @property
     def options(self) -> dict[str, Any]:
@@ -79,7 +86,7 @@ class ImplicitMethod:
         if self.product is not None:
             self.product(lambda p, a: (a[0] * p[0]).sum(), [one], [one], **of_product)
         context = {"preconditioner": stop} if self.needs else {}
-        # As many variables as any rank needs, and the memory of one.
+        # As many variables as any sane rank needs, and the memory of one.
         with suppress(Stopped):
             self.solver(stop, [one.expand(2**20)], **of_solver, **context)
 
@@ -115,7 +122,7 @@ def right_product(solver: Callable[..., Tensors], bits: int) -> Callable[..., Pr
         solver: of solvers.py, or one of your own.
         bits: of the arithmetic's mantissa.
     """
-    if solver not in (identity, sama):
+    if solver not in WITHOUT_HESSIAN:
         return DoubleBackward
     return FiniteDifference if bits >= mantissa_bits(torch.float32) else ForwardMode
 

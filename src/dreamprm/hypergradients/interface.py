@@ -87,6 +87,10 @@ class Method(Protocol):
         """What of a :class:`Point` is needed beyond L, φ and α."""
 
     @property
+    def uses_curvature(self) -> bool:
+        """Whether it takes L's curvature for H: right where no problem below answers to φ."""
+
+    @property
     def options(self) -> dict[str, Any]:
         """The options there are, with their defaults."""
 
@@ -102,15 +106,16 @@ class DirectMethod:
     """A method that is one function, ``term(point, vector, **options)``.
 
     Attributes:
-        name, source, needs: see :class:`Method`.
+        name, source, needs, uses_curvature: see :class:`Method`.
         term: gives the indirect term; its keyword-only arguments are the options. It should refuse
-            wrong values before it evaluates a loss.
+            wrong values before it looks at the point or evaluates a loss.
     """
 
     name: str
     term: Callable[..., Tensors]
     source: str = ""
     needs: frozenset[str] = frozenset()
+    uses_curvature: bool = True
 
     @property
     def options(self) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from dreamprm.errors import UserError, need_positive, need_whole
 from dreamprm.hypergradients.interface import UPPER_LOSS, Point
+from dreamprm.hypergradients.precision import PrecisionWarning, mantissa_bits
 from dreamprm.hypergradients.products import lower_gradient, upper_gradient
 from dreamprm.hypergradients.solvers import Tensors
 
@@ -36,12 +39,22 @@ def f2sa(
 
     Raises:
         UserError: an option is out of its range, the upper loss is missing, or the steps diverge.
+
+    Warns:
+        PrecisionWarning: the lower loss runs in less than fp32, whose rounding λ multiplies.
     """
     need_whole("iterations", iterations, at_least=1)
     need_positive("alpha", alpha)
     need_positive("penalty", penalty)
     if point.upper_loss is None:
         raise UserError(f"f2sa needs {UPPER_LOSS}, which is not at hand between these problems")
+    if point.bits < mantissa_bits(torch.float32):
+        warnings.warn(
+            "f2sa's difference of two gradients of a loss that runs in less than fp32 can be wrong "
+            "by tens of percent: identity, which takes forward mode there, is not",
+            PrecisionWarning,
+            stacklevel=2,
+        )
     of_lower = lower_gradient(point.lower_loss, point.lower, point.upper)
     z = _step(point.lower, of_lower, alpha)
     y = _step(z, vector, alpha / penalty)
@@ -62,4 +75,4 @@ def f2sa(
 
 @torch.no_grad()
 def _step(point: Tensors, gradient: Tensors, size: float) -> Tensors:
-    return [p - size * g for p, g in zip(point, gradient, strict=True)]
+    return [torch.sub(p, g, alpha=size) for p, g in zip(point, gradient, strict=True)]

@@ -20,11 +20,15 @@ def mantissa_bits(dtype: torch.dtype) -> int:
     return round(-math.log2(torch.finfo(dtype).eps))
 
 
+class PrecisionWarning(UserWarning):
+    """Differences are taken in an arithmetic too coarse for them."""
+
+
 class Precision(TorchFunctionMode):
     """Notes the coarsest arithmetic of the torch functions that are called inside it.
 
     What is looked at are the results' types, so that autocast is seen wherever it is switched on,
-    and whether a CUDA matrix product may use TF32.
+    and whether products and convolutions on CUDA may use TF32.
 
     Attributes:
         bits: of the coarsest mantissa seen; those of ``parameters`` to begin with.
@@ -42,11 +46,18 @@ class Precision(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.is_floating_point():
-            self.bits = min(self.bits, mantissa_bits(result.dtype))
-            if result.is_cuda and torch.backends.cuda.matmul.allow_tf32:
-                self.bits = min(self.bits, TF32_BITS)
+        for each in result if isinstance(result, tuple) else (result,):
+            if isinstance(each, Tensor) and each.is_floating_point():
+                self.bits = min(self.bits, mantissa_bits(each.dtype))
+                if each.is_cuda and self._uses_tf32(func):
+                    self.bits = min(self.bits, TF32_BITS)
         return result
+
+    def _uses_tf32(self, func: Callable[..., Any]) -> bool:
+        convolves = getattr(func, "__name__", "").startswith("conv")
+        backends: Any = torch.backends  # cudnn.conv is not in its stubs
+        backend = backends.cudnn.conv if convolves else backends.cuda.matmul
+        return backend.fp32_precision == "tf32"
 
     @property
     def below_fp32(self) -> bool:

@@ -27,12 +27,18 @@ from torch.overrides import TorchFunctionMode
 
 from dreamprm.errors import UserError, need_positive
 from dreamprm.hypergradients.interface import Loss
-from dreamprm.hypergradients.precision import Precision
+from dreamprm.hypergradients.precision import Precision, PrecisionWarning
 from dreamprm.hypergradients.solvers import Tensors, norm
 
 
 class Product(Protocol):
-    """What a hypergradient method needs of second derivatives."""
+    """What a hypergradient method needs of second derivatives.
+
+    Attributes:
+        requires: what the losses must allow, for people.
+    """
+
+    requires: ClassVar[str]
 
     def hvp(self, q: Tensors) -> Tensors:
         """(∂²L/∂φ²) q, shaped as φ."""
@@ -46,6 +52,8 @@ class DoubleBackward:
 
     Runs under MATH attention, since the fast kernels have no second derivatives.
     """
+
+    requires: ClassVar[str] = "second derivatives"
 
     def __init__(self, loss: Loss, lower: Tensors, upper: Tensors) -> None:
         self.lower, self.upper = _leaves(lower), _leaves(upper)
@@ -84,6 +92,8 @@ class ForwardMode:
     Runs under MATH attention, since the fast kernels have no forward mode.
     """
 
+    requires: ClassVar[str] = "forward-mode AD"
+
     def __init__(self, loss: Loss, lower: Tensors, upper: Tensors) -> None:
         self.loss = loss
         self.lower, self.upper = lower, upper
@@ -111,7 +121,13 @@ def _tangents(
     """The derivative along q of a gradient, shaped as ``like``."""
     with sdpa_kernel(SDPBackend.MATH), _Dualizable(), forward_ad.dual_level():
         duals = [forward_ad.make_dual(p, v) for p, v in zip(lower, q, strict=True)]
-        found = [forward_ad.unpack_dual(g).tangent for g in gradient(duals)]
+        try:
+            found = [forward_ad.unpack_dual(g).tangent for g in gradient(duals)]
+        except NotImplementedError as error:
+            raise UserError(
+                f"forward mode does not work for this lower loss ({error}): "
+                "name another product, solver+double_backward or solver+finite_difference"
+            ) from error
     return [
         torch.zeros_like(p) if t is None else t.detach() for p, t in zip(like, found, strict=True)
     ]
@@ -148,10 +164,6 @@ class _Dualizable(TorchFunctionMode):
         return self.WRITTEN_OUT.get(func, func)(*args, **(kwargs or {}))
 
 
-class PrecisionWarning(UserWarning):
-    """Finite differences are taken in an arithmetic too coarse for them."""
-
-
 class FiniteDifference:
     """Central differences of gradients along q (Liu et al. 2019, arXiv 1806.09055, equation 8).
 
@@ -169,6 +181,8 @@ class FiniteDifference:
     Warns:
         PrecisionWarning: the loss runs in less than fp32, where differences are mostly rounding.
     """
+
+    requires: ClassVar[str] = "at least fp32"
 
     def __init__(
         self,
@@ -213,9 +227,9 @@ class FiniteDifference:
         if length == 0:
             return [torch.zeros_like(x) for x in like]
         step = self.epsilon / length
-        ahead = [p.detach() + step * v for p, v in zip(self.lower, q, strict=True)]
+        ahead = [torch.add(p.detach(), v, alpha=step) for p, v in zip(self.lower, q, strict=True)]
         ahead = gradient(self._value, ahead, self.upper)
-        behind = [p.detach() - step * v for p, v in zip(self.lower, q, strict=True)]
+        behind = [torch.add(p.detach(), v, alpha=-step) for p, v in zip(self.lower, q, strict=True)]
         behind = gradient(self._value, behind, self.upper)
         return [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
 

@@ -9,6 +9,7 @@ optimizer's (see updates.py).
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from collections.abc import Callable
 from typing import TypeAlias
@@ -86,6 +87,7 @@ def cg(
 
     Raises:
         UserError: an option is out of its range.
+        FloatingPointError: a product with H is NaN.
 
     Warns:
         CurvatureWarning: the curvature is not positive.
@@ -103,7 +105,9 @@ def cg(
             break
         product = damped(direction)
         curvature = _dot(direction, product)
-        if not curvature > 0:
+        if math.isnan(curvature):
+            raise FloatingPointError("conjugate gradient got a product with H that is not finite")
+        if curvature <= 0:
             warnings.warn(
                 "conjugate gradient met a direction in which the lower loss does not curve "
                 "upwards, and stopped there: a larger damping makes the curvature positive",
@@ -131,8 +135,8 @@ def nystrom(
     Args:
         hvp: product with H.
         v: right-hand side.
-        rank: k, from 1 to the number of variables; one Hessian-vector product and two copies of
-            the parameters each.
+        rank: k, from 1 to the number of variables; one Hessian-vector product and three copies
+            of the parameters each.
         damping: ρ, more than 0.
         seed: of the draw of the variables, the same at every call.
 
@@ -145,8 +149,8 @@ def nystrom(
     count = sum(x.numel() for x in v)
     if rank > count:
         raise UserError(f"rank is {rank}, expected at most the {count} variables that there are")
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(count, generator=generator)[:rank].to(v[0].device)
+    # Python's sample needs memory for the rank only, torch's randperm for every variable.
+    chosen = torch.tensor(random.Random(seed).sample(range(count), rank), device=v[0].device)
     columns = []
     for index in chosen:
         unit = torch.zeros_like(_flat(v))
@@ -186,7 +190,6 @@ SOLVERS: dict[str, Callable[..., Tensors]] = {
     "nystrom": nystrom,
     "sama": sama,
 }
-APPLIES_HESSIAN = ("neumann", "cg", "nystrom")
 
 
 def _damped(hvp: Linear, damping: float) -> Linear:
@@ -194,7 +197,7 @@ def _damped(hvp: Linear, damping: float) -> Linear:
 
 
 def _add(left: Tensors, right: Tensors, factor: float = 1.0) -> Tensors:
-    return [a + factor * b for a, b in zip(left, right, strict=True)]
+    return [torch.add(a, b, alpha=factor) for a, b in zip(left, right, strict=True)]
 
 
 def _dot(left: Tensors, right: Tensors) -> float:

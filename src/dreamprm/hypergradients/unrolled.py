@@ -41,13 +41,14 @@ class UnrolledMethod:
     unrolling (Shaban et al. 2019); by default it is all of them.
 
     Attributes:
-        name, source: see :class:`~dreamprm.hypergradients.interface.Method`.
+        name, source, uses_curvature: see :class:`~dreamprm.hypergradients.interface.Method`.
         product: of products.py.
     """
 
     name: str
     product: Callable[..., Product]
     source: str = ""
+    uses_curvature: bool = True
 
     @property
     def needs(self) -> frozenset[str]:

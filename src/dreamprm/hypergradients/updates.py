@@ -178,7 +178,14 @@ def preconditioner(
         leaves = [g.detach().requires_grad_() for g in grads]
         with torch.enable_grad():
             after, _ = update(rules, [p.detach() for p in params], leaves, state, clip)
-        found = torch.autograd.grad(after, leaves, v, allow_unused=True, materialize_grads=True)
+        # A skipped parameter stays as it is, whatever its gradient.
+        moved = [(a, x) for a, x in zip(after, v, strict=True) if a.requires_grad]
+        if not moved:
+            return [torch.zeros_like(x) for x in v]
+        outputs, vectors = zip(*moved, strict=True)
+        found = torch.autograd.grad(
+            outputs, leaves, vectors, allow_unused=True, materialize_grads=True
+        )
         return [-d for d in found]
 
     return product

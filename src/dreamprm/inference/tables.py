@@ -14,17 +14,55 @@ COLUMNS = {
 }
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Columns in line, in Markdown; the first one to the left, the others to the right."""
+def table(header: list[str], rows: list[list[str]], texts: int = 1) -> str:
+    """Columns in line, in Markdown; the first ``texts`` to the left, the others to the right."""
     lines = [header, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
 
     def join(cells: list[str]) -> str:
-        first, *others = zip(cells, widths, strict=True)
-        return f"| {' | '.join([first[0].ljust(first[1])] + [c.rjust(w) for c, w in others])} |"
+        left = [cell.ljust(width) for cell, width in zip(cells[:texts], widths, strict=False)]
+        right = [c.rjust(w) for c, w in zip(cells[texts:], widths[texts:], strict=True)]
+        return f"| {' | '.join(left + right)} |"
 
-    ruler = "|".join(["", "-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:]), ""])
-    return "\n".join([join(header), ruler, *map(join, rows)])
+    rulers = ["-" * (w + 2) for w in widths[:texts]] + ["-" * (w + 1) + ":" for w in widths[texts:]]
+    return "\n".join([join(header), "|".join(["", *rulers, ""]), *map(join, rows)])
+
+
+def method_tables(rows: list[dict[str, Any]]) -> str:
+    """The hypergradient methods, and what was measured of each.
+
+    Args:
+        rows: of ``dreamprm.engines.comparison.compare``.
+    """
+    measured = [row for row in rows if row["forwards"] is not None]
+    header = ["method", "needs", "options", "paper", *(["forwards", "copies"] if measured else [])]
+    lines = []
+    for row in rows:
+        options = ", ".join(
+            f"{name}={'auto' if value is None else f'{value:g}'}"
+            for name, value in row["options"].items()
+        )
+        texts = [", ".join(row["needs"]), options, row["source"]]
+        costs = [f"{row['forwards']:.1f}", f"{row['copies']:.1f}"] if measured else []
+        lines.append([row["name"], *(text or "–" for text in texts), *costs])
+    parts = [table(header, lines, texts=4)]
+    tasks = list(
+        dict.fromkeys(task for row in measured for task in (*row["cosine"], *row["notes"]))
+    )
+    for title, key, form in (
+        ("Cosine of the angle to the exact hypergradient:", "cosine", ".4f"),
+        ("Relative error against the exact hypergradient:", "error", ".1e"),
+    ):
+        if measured:
+            lines = [
+                [row["name"], *(f"{row[key][t]:{form}}" if t in row[key] else "–" for t in tasks)]
+                for row in rows
+            ]
+            parts += [title, table(["method", *tasks], lines)]
+    parts += [
+        f"{row['name']} on {task}: {note}" for row in rows for task, note in row["notes"].items()
+    ]
+    return "\n\n".join(parts)
 
 
 def summary_table(summary: dict[str, Any]) -> str:

@@ -1,0 +1,165 @@
+"""What is kept of lower steps: hypergradients of real runs, and resuming anywhere between."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LinearLR
+
+from dreamprm.engines.reweighting import ReweightingEngine
+from tests.toy import Weighting, toy
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Keeping(Weighting):
+    """Keeps its last gradient; its loss depends on α directly too."""
+
+    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+        return super().training_step(batch) + 0.1 * (self.module.alpha - 0.3).square().sum()
+
+    def grad_callback(self) -> None:
+        self.kept = self.module.alpha.grad.clone()
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
+
+
+def build(steps: int, **options: Any) -> ReweightingEngine:
+    torch.manual_seed(0)
+    return toy(steps=steps, module=network(), upper=Keeping, **options)
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "adamw": {},
+    "nesterov, clipped, decaying": {
+        "optimizer": lambda m: torch.optim.SGD(
+            m.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1
+        ),
+        "scheduler": lambda o: LambdaLR(o, lambda t: 1 / (1 + 0.3 * t)),
+        "problem": {"gradient_clipping": 0.5},
+    },
+    "warming up": {"scheduler": lambda o: LinearLR(o, start_factor=1e-3, total_iters=4)},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("product", ["double_backward", "forward", "finite_difference"])
+def test_unrolling_is_the_derivative_of_the_run_itself(name: str, product: str) -> None:
+    """Held against runs from α a little higher and lower: optimizer, masks, batches and all."""
+    run = RUNS[name]
+    problem = {"unroll_steps": 3} | run.get("problem", {})
+    options = run | {"method": f"unrolled+{product}", "problem": problem}
+    engine = build(3, **options)
+    engine.run()
+    before = copy.deepcopy(engine.state_dict())
+
+    def second_cycle(shift: Tensor) -> ReweightingEngine:
+        engine = build(6, **options)
+        engine.load_state_dict(copy.deepcopy(before))
+        engine.upper.module.alpha.data += shift
+        losses: list[float] = []
+        log = engine.upper.log
+        engine.upper.log = lambda *a: (log(*a), losses.append(engine.upper.stats["loss"]))  # type: ignore
+        engine.run()
+        (engine.loss,) = losses
+        return engine
+
+    step = 1e-5
+    found = second_cycle(torch.zeros(2)).upper.kept
+    expected = [
+        (second_cycle(shift).loss - second_cycle(-shift).loss) / (2 * step)
+        for shift in step * torch.eye(2)
+    ]
+    # Differences of the run: rounding 1e-16 / 1e-5, truncation of the order of step² = 1e-10.
+    assert torch.allclose(found, torch.tensor(expected), rtol=1e-7, atol=1e-9)
+
+
+def test_unrolling_goes_back_to_the_last_upper_step_however_long_ago() -> None:
+    """With a second lower problem that is slower, an upper step waits beyond ``unroll_steps``."""
+    engine = build(2, method="unrolled")
+    history = engine.lower._history
+    for expected in (2, 2):
+        engine.run()
+        assert len(history.recorded) == expected
+        engine.global_step = 0
+    engine.lower.ready = [False]
+    assert history.used
+    for _ in range(5):
+        engine.lower._history.record(engine.lower, whole=True)
+    assert len(history.recorded) == 5
+
+
+def test_accumulated_upper_steps_see_one_mean_loss() -> None:
+    """Four micro-batches that are one and the same must give what one of them gives."""
+    found = []
+    for accumulation in (1, 4):
+        engine = build(
+            2 * accumulation,
+            method="f2sa",
+            problem={"options": {"penalty": 1e5}},
+            optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.0),
+            upper_problem={"gradient_accumulation": accumulation},
+        )
+        engine.lower.module.eval()
+        engine.train = lambda: None  # type: ignore[method-assign]  # dropout stays off
+        for problem in engine.problems:
+            batch = problem.get_batch()
+            problem.get_batch = lambda batch=batch: batch
+        engine.run()
+        found.append(engine.upper.kept)
+    # M's share of f2sa's y is M/λ: four quarters differ from the whole by O(1/λ) = 1e-5.
+    assert torch.allclose(found[0], found[1], rtol=1e-3)
+
+
+CUTS: dict[str, dict[str, Any]] = {
+    "unroll 4": {"problem": {"unroll_steps": 4}},
+    "roll back": {"problem": {"unroll_steps": 4}, "roll_back": True},
+    "accumulated": {
+        "problem": {"unroll_steps": 2, "gradient_accumulation": 2},
+        "upper_problem": {"gradient_accumulation": 2},
+    },
+    "unrolled": {"method": "unrolled", "problem": {"unroll_steps": 4}},
+    "sama": {"method": "sama", "problem": {"unroll_steps": 4}},
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_a_run_resumes_exactly_at_every_step(name: str) -> None:
+    whole = build(12, **CUTS[name])
+    whole.run()
+    for cut in range(1, 12):
+        first, second = build(cut, **CUTS[name]), build(12, **CUTS[name])
+        first.run()
+        second.load_state_dict(first.state_dict())
+        second.run()
+        for a, b in zip(whole.problems, second.problems, strict=True):
+            for p, q in zip(a.module.parameters(), b.module.parameters(), strict=True):
+                assert torch.equal(p, q), cut
+
+
+def test_sama_leaves_out_parameters_without_a_gradient() -> None:
+    class WithSpare(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 1)
+            self.spare = nn.Linear(2, 2)
+
+    def kept(module: Callable[[], nn.Module]) -> Tensor:
+        torch.manual_seed(0)
+        engine = toy(steps=2, method="sama", module=module(), upper=Keeping)
+        engine.run()
+        return engine.upper.kept
+
+    torch.manual_seed(0)
+    assert torch.equal(kept(WithSpare), kept(lambda: nn.Linear(3, 1)))
