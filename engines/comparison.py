@@ -28,6 +28,7 @@ from dreamprm.hypergradients import ImplicitMethod, Method, indirect_gradient, r
 from dreamprm.hypergradients.cost import operations, peak_bytes
 from dreamprm.hypergradients.functional import evaluate
 from dreamprm.hypergradients.interface import STEPS, Loss
+from dreamprm.hypergradients.precision import PrecisionWarning
 from dreamprm.hypergradients.products import DoubleBackward
 from dreamprm.hypergradients.randomness import RandomState
 from dreamprm.hypergradients.references import (
@@ -44,6 +45,7 @@ from dreamprm.problems.stateless import StatelessLoss
 from dreamprm.progress import progress_bar
 
 DROPOUT = 0.1
+OURS = (CurvatureWarning, PrecisionWarning)
 SEED = 0
 
 
@@ -132,7 +134,7 @@ def compare(
             )
         )
     if measure:
-        with demo_tasks(progress) as (prm_tasks, batch_forward):
+        with demo_tasks(progress) as (prm_tasks, batch_forward, _):
             tasks = [*reference_tasks(), *prm_tasks]
             with progress_bar(progress, len(rows) * (len(tasks) + 2), "measurement") as bar:
                 for row, method in zip(rows, methods, strict=True):
@@ -158,14 +160,16 @@ def _measure(row: Row, method: Method, task: Task) -> None:
     if "rank" in given and sum(p.numel() for p in task.lower) <= VARIABLES:
         given["rank"] = min(given["rank"], VARIABLES // 2)
     with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
+        for category in OURS:
+            warnings.simplefilter("always", category)
         try:
             found = hypergradient_at(method, task, given)
         except (UserError, FloatingPointError) as error:
             row.notes[task.name] = f"failed: {error}"
             return
-    if warned:
-        row.notes[task.name] = "; ".join(dict.fromkeys(str(each.message) for each in warned))
+    said = [str(w.message) for w in warned if issubclass(w.category, OURS)]
+    if said:
+        row.notes[task.name] = "; ".join(dict.fromkeys(said))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CurvatureWarning)
         exact = task.exact(method, given)
@@ -305,11 +309,13 @@ class PerDomainGradients(DoubleBackward):
 
 
 @contextmanager
-def demo_tasks(progress: str | None = None, steps: int = 60) -> Iterator[tuple[list[Task], int]]:
+def demo_tasks(
+    progress: str | None = None, steps: int = 60
+) -> Iterator[tuple[list[Task], int, PRMEngine]]:
     """The demo's reward model after a few steps: in fp32, under bf16 autocast, with dropout.
 
     Yields:
-        the tasks, and the operations of one evaluation of the lower loss.
+        the tasks, the operations of one evaluation of the lower loss, and the engine.
     """
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(
@@ -330,7 +336,7 @@ def demo_tasks(progress: str | None = None, steps: int = 60) -> Iterator[tuple[l
             prm_task(engine, "prm, dropout", dropout=DROPOUT),
         ]
         first = tasks[0]
-        yield tasks, operations(lambda: first.lower_loss(first.lower, first.upper))
+        yield tasks, operations(lambda: first.lower_loss(first.lower, first.upper)), engine
 
 
 def prm_task(
@@ -366,7 +372,8 @@ def prm_task(
 
     def parameters(dtype: torch.dtype) -> tuple[Tensors, Tensors, Optimizer]:
         lower = [p.detach().to(dtype, copy=True) for p in below.trainable_parameters()]
-        upper = [p.detach().to(dtype, copy=True) for p in above.trainable_parameters()]
+        at_least_fp32 = torch.promote_types(dtype, torch.float32)
+        upper = [p.detach().to(at_least_fp32, copy=True) for p in above.trainable_parameters()]
         optimizer = AdamW(lower)
         optimizer.load_state_dict(below.optimizer.state_dict())
         return lower, upper, optimizer
@@ -388,13 +395,15 @@ def prm_task(
         return positive / positive.mean()
 
     def exact(method: Method, options: Mapping[str, Any]) -> Tensor:
+        if dtype != torch.float64:
+            return prm_task(engine, name, torch.float64, dropout=dropout).exact(method, options)
         if isinstance(method, ImplicitMethod | UnrolledMethod):
             method = replace(method, product=partial(PerDomainGradients, domain_losses, weights))
             options = {name: v for name, v in options.items() if name in method.options}
-        plain = prm_task(engine, name, torch.float64, dropout=dropout)
-        return hypergradient_at(method, plain, options)
+        return hypergradient_at(method, task, options)
 
-    return Task(name, loss(below), loss(above), *parameters(dtype), exact)
+    task = Task(name, loss(below), loss(above), *parameters(dtype), exact)
+    return task
 
 
 class _SampleLosses(nn.Module):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 from torch.overrides import TorchFunctionMode
 
 from dreamprm.errors import UserError, need_positive
@@ -142,15 +142,34 @@ def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     return x.index_put((mask,), source.reshape(-1)[: int(mask.sum())])
 
 
-class _Dualizable(TorchFunctionMode):
-    """Writes out what has a backward without a right forward mode in torch 2.13.
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    tensors = [x, weight, *([] if bias is None else [bias])]
+    if any(t.requires_grad for t in tensors):
+        # The graph of this call's gradient must see the tangents too: torch's own way.
+        return linear(x, weight, bias)
+    (x, of_x), (weight, of_weight), *rest = map(forward_ad.unpack_dual, tensors)
+    bias, of_bias = rest[0] if rest else (None, None)
+    value = linear(x, weight, bias)
+    parts = [linear(x, of_weight, of_bias)] if of_weight is not None else []
+    parts += [linear(of_x, weight)] if of_x is not None else []
+    if of_bias is not None and of_weight is None:
+        parts.append(of_bias.to(value.dtype).expand_as(value))
+    if not parts:
+        return value
+    return forward_ad.make_dual(value, parts[0] if len(parts) == 1 else parts[0] + parts[1])
 
-    ``silu_backward`` has none; that of ``masked_scatter``, by which image features get among token
-    embeddings, fails on shapes.
+
+class _Dualizable(TorchFunctionMode):
+    """Writes out what torch 2.13 differentiates wrongly or wastefully in forward mode.
+
+    ``silu_backward`` has no forward mode; that of ``masked_scatter``'s backward, by which image
+    features get among token embeddings, fails on shapes. ``linear`` multiplies by zeros where the
+    weight or the input has no tangent: a third of all operations with LoRA.
     """
 
     WRITTEN_OUT: ClassVar[dict[Callable[..., Any], Callable[..., Tensor]]] = {
         silu: _silu,
+        linear: _linear,
         Tensor.masked_scatter: _masked_scatter,
     }
 

@@ -84,11 +84,10 @@ class Reference:
         phi = self.solution()
         return [phi[:2].clone(), phi[2:].clone()]
 
-    def run(self, method: str, **options: Any) -> Tensor:
-        """dM/dα by a method."""
-        (found,) = hypergradient(
-            method, self.upper, self.lower, self.parameters(), [self.alpha], **options
-        )
+    def run(self, method: str, params: Tensors | None = None, **options: Any) -> Tensor:
+        """dM/dα by a method, at φ* in the tensors ``params`` where an optimizer holds them."""
+        params = self.parameters() if params is None else params
+        (found,) = hypergradient(method, self.upper, self.lower, params, [self.alpha], **options)
         return found
 
     def _derivatives(self, phi: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
