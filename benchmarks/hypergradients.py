@@ -15,7 +15,7 @@ import json
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,12 +27,12 @@ from torch.nn.functional import softplus
 from transformers import Qwen2Config, Qwen2Model
 
 from dreamprm.engines.comparison import DROPOUT, Task, demo_tasks, hypergradient_at, prm_task
-from dreamprm.engines.prm import PRMEngine
-from dreamprm.hypergradients import resolve
+from dreamprm.hypergradients import Method, Point, resolve
 from dreamprm.hypergradients.cost import operations, peak_bytes
 from dreamprm.hypergradients.functional import evaluate
 from dreamprm.hypergradients.products import FiniteDifference, ForwardMode
 from dreamprm.hypergradients.references import VARIABLES, Reference, relative_error, weighted_ridge
+from dreamprm.models.tiny import initialise
 
 DARTS_STEP = 0.01
 
@@ -88,23 +88,92 @@ def _by_betty(reference: Reference, iterations: int) -> Tensor:
 
 
 def precision() -> Iterator[dict[str, Any]]:
-    """Relative errors of the identity solver's hypergradient, by arithmetic and product."""
+    """Relative errors of the identity solver's hypergradient, by model, arithmetic and product."""
     with demo_tasks("precision") as (_, _forward, engine):
-        for name, arithmetic in {
-            "fp32": {},
-            "fp32 parameters, bf16 autocast": {"autocast": True},
-            "bf16 parameters": {"dtype": torch.bfloat16},
-            f"fp32, dropout {DROPOUT}, one mask": {"dropout": DROPOUT},
-        }.items():
-            task = prm_task(engine, name, **arithmetic)
-            errors = {
-                "finite difference, epsilon 0.01": _error("darts", task, epsilon=DARTS_STEP),
-                "finite difference, epsilon by precision": _error("darts", task),
-                "forward mode": _error("t1t2", task),
-            }
-            yield {"arithmetic": name, **errors}
-        yield _two_masks(engine)
-        yield _perturbed_in_place(engine)
+        models: dict[str, Callable[..., Task]] = {
+            "demo PRM, fp32 readout": lambda **arithmetic: prm_task(engine, "prm", **arithmetic),
+            "Qwen2 of 3.4 M": language_model_task,
+        }
+        for model, task in models.items():
+            for name, arithmetic in {
+                "fp32": {},
+                "fp32 parameters, bf16 autocast": {"autocast": True},
+                "bf16 parameters": {"dtype": torch.bfloat16},
+                f"fp32, dropout {DROPOUT}, one mask": {"dropout": DROPOUT},
+            }.items():
+                each = task(**arithmetic)
+                yield {
+                    "model": model,
+                    "arithmetic": name,
+                    "finite difference, epsilon 0.01": _error("darts", each, epsilon=DARTS_STEP),
+                    "finite difference, epsilon by precision": _error("darts", each),
+                    "forward mode": _error("t1t2", each),
+                }
+            yield {"model": model} | _two_masks(task(dropout=DROPOUT))
+            yield {"model": model} | _perturbed_in_place(task(dtype=torch.bfloat16))
+
+
+def language_model_task(
+    dtype: torch.dtype = torch.float32, autocast: bool = False, dropout: float = 0.0
+) -> Task:
+    """A Qwen2 model with a linear readout in the model's own arithmetic, on random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    backbone = Qwen2Model(
+        Qwen2Config(
+            vocab_size=2000,
+            hidden_size=256,
+            intermediate_size=688,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            attention_dropout=dropout,
+            use_cache=False,
+        )
+    )
+    model = nn.ModuleDict({"backbone": backbone, "readout": nn.Linear(256, 1)})
+    initialise(model, seed=0)
+    ids, meta_ids = (torch.randint(0, 2000, (16, 64), generator=generator) for _ in range(2))
+    labels = torch.rand(16, 4, generator=generator)
+    outcome = torch.rand(16, generator=generator).round()
+    domain = torch.arange(16) % 4
+
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: Tensor) -> Tensor:
+            hidden = model["backbone"](ids, use_cache=False).last_hidden_state
+            return model["readout"](hidden[:, 15::16]).squeeze(-1)
+
+    scores = Scores()
+    names = [name for name, _ in scores.named_parameters()]
+
+    def logits(lower: list[Tensor], ids: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=autocast):
+            found = torch.func.functional_call(scores, dict(zip(names, lower, strict=True)), (ids,))
+        return found.to(torch.promote_types(found.dtype, torch.float32))
+
+    def lower_loss(lower: list[Tensor], upper: list[Tensor]) -> Tensor:
+        found = logits(lower, ids)
+        losses = (found.sigmoid() - labels.to(found.dtype)).square().mean(1)
+        weights = softplus(upper[0])
+        return ((weights / weights.mean())[domain] * losses).mean()
+
+    def upper_loss(lower: list[Tensor], upper: list[Tensor]) -> Tensor:
+        found = logits(lower, meta_ids)
+        return (found.mean(1).sigmoid() - outcome.to(found.dtype)).square().mean()
+
+    def exact(method: Method, options: Mapping[str, Any]) -> Tensor:
+        assert method.name in ("darts", "t1t2")
+        return hypergradient_at(
+            resolve("t1t2"), language_model_task(torch.float64, False, dropout), {}
+        )
+
+    lower = [p.detach().to(dtype) for p in scores.parameters()]
+    upper = [torch.zeros(4, dtype=torch.promote_types(dtype, torch.float32))]
+    return Task("qwen2", lower_loss, upper_loss, lower, upper, torch.optim.SGD(lower), exact)
 
 
 def _error(name: str, task: Task, **options: Any) -> float:
@@ -112,14 +181,12 @@ def _error(name: str, task: Task, **options: Any) -> float:
     return relative_error(hypergradient_at(method, task, options), task.exact(method, options))
 
 
-def _two_masks(engine: PRMEngine) -> dict[str, Any]:
+def _two_masks(task: Task) -> dict[str, Any]:
     """What two evaluations with a dropout mask each give, as betty takes them."""
-    task = prm_task(engine, "two masks", dropout=DROPOUT)
     method = resolve("darts")
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        arguments = (task.upper_loss, task.lower_loss, task.lower, task.upper, task.optimizer, {})
-        point, _, vector = evaluate(method, *arguments)
+        point, vector = _point(task)
         product = FiniteDifference(task.lower_loss, point.lower, point.upper, epsilon=DARTS_STEP)
         found = torch.cat([-g.reshape(-1) for g in product.cross(vector)])
     return {
@@ -128,19 +195,23 @@ def _two_masks(engine: PRMEngine) -> dict[str, Any]:
     }
 
 
-def _perturbed_in_place(engine: PRMEngine) -> dict[str, Any]:
-    """How far bf16 parameters are from where they were after +ε, −2ε, +ε."""
-    task = prm_task(engine, "in place", torch.bfloat16)
-    arguments = (task.upper_loss, task.lower_loss, task.lower, task.upper, task.optimizer, {})
-    _, _, vector = evaluate(resolve("darts"), *arguments)
-    step = DARTS_STEP / torch.cat([v.float().reshape(-1) for v in vector]).norm()
+def _perturbed_in_place(task: Task) -> dict[str, Any]:
+    """How far parameters are from where they were after +ε, −2ε, +ε along v."""
+    _, vector = _point(task)
+    step = float(DARTS_STEP / torch.cat([v.float().reshape(-1) for v in vector]).norm())
     drift = 0.0
     for p, v in zip(task.lower, vector, strict=True):
         moved = p.clone()
         for factor in (1, -2, 1):
-            moved.add_(v, alpha=float(factor * step))
+            moved.add_(v, alpha=factor * step)
         drift = max(drift, float((moved - p).abs().max()))
     return {"arithmetic": "bf16 parameters, perturbed in place", "largest drift": drift}
+
+
+def _point(task: Task) -> tuple[Point, list[Tensor]]:
+    arguments = (task.upper_loss, task.lower_loss, task.lower, task.upper, task.optimizer, {})
+    point, _, vector = evaluate(resolve("darts"), *arguments)
+    return point, vector
 
 
 def cost(

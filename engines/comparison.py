@@ -365,7 +365,10 @@ def prm_task(
 
         def value(lower: Tensors, upper: Tensors) -> Tensor:
             drawn["by M" if problem is above else "by L"] = RandomState.now(lower)
-            with attention_dropout(below.module, dropout), torch.autocast("cpu", enabled=autocast):
+            with (
+                attention_dropout(below.module, dropout),
+                torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+            ):
                 return stateless(lower, upper)
 
         return value

@@ -127,6 +127,65 @@ def test_another_method_is_one_word(finished: Path, tmp_path: Path, method: str)
     assert len({round(weight, 6) for weight in weights.values()}) == 8
 
 
+@pytest.fixture(scope="module")
+def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What ``dreamprm hypergradients`` measures of some methods, by their names."""
+    names = ["t1t2", "darts", "cg", "iterations=6", "--json"]
+    with pytest.MonkeyPatch.context() as patch:
+        printed: list[str] = []
+        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(words)))
+        assert main(["hypergradients", *names]) == 0
+    return {row["name"]: row for row in json.loads("\n".join(printed))}
+
+
+def test_hypergradients_measures_fidelity(methods: dict[str, dict[str, Any]]) -> None:
+    tasks = {"ridge", "logistic", "prm, fp32", "prm, bf16", "prm, dropout"}
+    for row in methods.values():
+        assert row["cosine"].keys() == row["error"].keys() == tasks
+        # One mask for all evaluations: dropout costs no precision. HF's norms run in fp32.
+        assert row["error"]["prm, dropout"] < (1e-3 if row["name"] == "darts" else 1e-5)
+        assert row["error"]["prm, fp32"] < (1e-3 if row["name"] == "darts" else 1e-5)
+    assert methods["cg"]["error"]["ridge"] < 1e-8
+    assert methods["cg"]["error"]["logistic"] < 1e-8
+    assert methods["t1t2"]["error"]["ridge"] > 0.1  # H is not the identity there
+    assert methods["t1t2"]["error"]["prm, bf16"] < 0.02
+    assert methods["darts"]["error"]["prm, bf16"] > 3 * methods["t1t2"]["error"]["prm, bf16"]
+    assert "forward mode is not" in methods["darts"]["notes"]["prm, bf16"]
+    assert "does not curve upwards" in methods["cg"]["notes"]["prm, fp32"]
+
+
+def test_hypergradients_counts_costs(methods: dict[str, dict[str, Any]]) -> None:
+    # Two evaluations; each product once for the value, the input's tangent and the weight's.
+    assert methods["darts"]["forwards"] == pytest.approx(2, abs=0.01)
+    assert methods["t1t2"]["forwards"] == pytest.approx(3, abs=0.1)
+    assert methods["t1t2"]["copies"] == pytest.approx(1, abs=0.1)  # v alone
+    assert methods["darts"]["copies"] == pytest.approx(2, abs=0.1)  # and the shifted parameters
+    assert methods["cg"]["forwards"] > 3 * methods["t1t2"]["forwards"]
+
+
+def test_hypergradients_lists_methods_without_measuring(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hypergradients", "--list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"| {name} " in printed and METHODS[name].source in printed for name in METHODS)
+    assert "forwards" not in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cgg"], "did you mean 'cg'"),
+        (["cg", "rank=3"], "unknown option of cg 'rank'"),
+        (["cg", "iterations=-1"], "iterations is -1"),
+        (["nystrom", "rank={"], "cannot be read"),
+    ],
+)
+def test_hypergradients_refuses(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["hypergradients", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_fidelity_of_the_live_hypergradient_is_logged(finished: Path, tmp_path: Path) -> None:
     logged = [*SMALL, "log_every=1", "fidelity.every=4", "baseline=false"]
     assert main(["demo", "--out", str(tmp_path / "run"), *logged, "precision=bf16"]) == 0

@@ -15,17 +15,16 @@ different ones, differences between evaluations would be mostly noise.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import linear, silu
-from torch.overrides import TorchFunctionMode
 
 from dreamprm.errors import UserError, need_positive
+from dreamprm.hypergradients.forward_rules import ForwardRules
 from dreamprm.hypergradients.interface import Loss
 from dreamprm.hypergradients.precision import Precision, PrecisionWarning
 from dreamprm.hypergradients.solvers import Tensors, norm
@@ -119,7 +118,7 @@ def _tangents(
     gradient: Callable[[Tensors], Tensors], lower: Tensors, q: Tensors, like: Tensors
 ) -> Tensors:
     """The derivative along q of a gradient, shaped as ``like``."""
-    with sdpa_kernel(SDPBackend.MATH), _Dualizable(), forward_ad.dual_level():
+    with sdpa_kernel(SDPBackend.MATH), ForwardRules(), forward_ad.dual_level():
         duals = [forward_ad.make_dual(p, v) for p, v in zip(lower, q, strict=True)]
         try:
             found = [forward_ad.unpack_dual(g).tangent for g in gradient(duals)]
@@ -131,56 +130,6 @@ def _tangents(
     return [
         torch.zeros_like(p) if t is None else t.detach() for p, t in zip(like, found, strict=True)
     ]
-
-
-def _silu(x: Tensor, inplace: bool = False) -> Tensor:
-    return x * x.sigmoid()
-
-
-def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
-    mask = mask.expand_as(x)
-    return x.index_put((mask,), source.reshape(-1)[: int(mask.sum())])
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    tensors = [x, weight, *([] if bias is None else [bias])]
-    if any(t.requires_grad for t in tensors):
-        # The graph of this call's gradient must see the tangents too: torch's own way.
-        return linear(x, weight, bias)
-    (x, of_x), (weight, of_weight), *rest = map(forward_ad.unpack_dual, tensors)
-    bias, of_bias = rest[0] if rest else (None, None)
-    value = linear(x, weight, bias)
-    parts = [linear(x, of_weight, of_bias)] if of_weight is not None else []
-    parts += [linear(of_x, weight)] if of_x is not None else []
-    if of_bias is not None and of_weight is None:
-        parts.append(of_bias.to(value.dtype).expand_as(value))
-    if not parts:
-        return value
-    return forward_ad.make_dual(value, parts[0] if len(parts) == 1 else parts[0] + parts[1])
-
-
-class _Dualizable(TorchFunctionMode):
-    """Writes out what torch 2.13 differentiates wrongly or wastefully in forward mode.
-
-    ``silu_backward`` has no forward mode; that of ``masked_scatter``'s backward, by which image
-    features get among token embeddings, fails on shapes. ``linear`` multiplies by zeros where the
-    weight or the input has no tangent: a third of all operations with LoRA.
-    """
-
-    WRITTEN_OUT: ClassVar[dict[Callable[..., Any], Callable[..., Tensor]]] = {
-        silu: _silu,
-        linear: _linear,
-        Tensor.masked_scatter: _masked_scatter,
-    }
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        return self.WRITTEN_OUT.get(func, func)(*args, **(kwargs or {}))
 
 
 class FiniteDifference:
