@@ -223,7 +223,9 @@ def _copies(method: Method, options: Mapping[str, Any]) -> float:
     take_real_steps(optimizer, lambda: lower_loss(pieces, alpha), 1)
     given = {name: value for name, value in options.items() if value is not None}
     point, _, vector = evaluate(method, upper_loss, lower_loss, pieces, alpha, optimizer, given)
-    peak = peak_bytes(lambda: indirect_gradient(method, point, vector, given))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CurvatureWarning)
+        peak = peak_bytes(lambda: indirect_gradient(method, point, vector, given))
     recorded = [
         tensor
         for step in point.steps

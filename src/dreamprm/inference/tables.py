@@ -59,6 +59,13 @@ def method_tables(rows: list[dict[str, Any]]) -> str:
                 for row in rows
             ]
             parts += [title, table(["method", *tasks], lines)]
+    if measured:
+        parts.append(
+            "ridge, logistic: against the inverse Hessian in float64, at the lower optimum. prm: the\n"
+            "demo's reward model; against the same method in float64 with exact products, so what\n"
+            "the product and the arithmetic cost. forwards: beyond v, by counted operations. copies:\n"
+            "of the parameters held at once, v among them, by counted bytes."
+        )
     parts += [
         f"{row['name']} on {task}: {note}" for row in rows for task, note in row["notes"].items()
     ]
