@@ -61,10 +61,11 @@ def method_tables(rows: list[dict[str, Any]]) -> str:
             parts += [title, table(["method", *tasks], lines)]
     if measured:
         parts.append(
-            "ridge, logistic: against the inverse Hessian in float64, at the lower optimum. prm: the\n"
-            "demo's reward model; against the same method in float64 with exact products, so what\n"
-            "the product and the arithmetic cost. forwards: beyond v, by counted operations. copies:\n"
-            "of the parameters held at once, v among them, by counted bytes."
+            "ridge, logistic: against the inverse Hessian in float64, at the lower optimum.\n"
+            "prm: the demo's model, against the same method in float64 with exact products:\n"
+            "what the product and the arithmetic cost.\n"
+            "forwards: forward passes beyond v, by counted operations.\n"
+            "copies: of the parameters held at once, v among them, by counted bytes."
         )
     parts += [
         f"{row['name']} on {task}: {note}" for row in rows for task, note in row["notes"].items()
