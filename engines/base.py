@@ -308,6 +308,7 @@ def _postponed_interrupts() -> Iterator[_Interrupted]:
 
     def note(number: int, frame: Any) -> None:
         interrupted.arrived = True
+        log.warning("stopping after the step under way; once more stops at once")
         for each, handler in before.items():
             signal.signal(each, handler)
 

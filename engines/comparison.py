@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from torch.optim import Adam, AdamW, Optimizer
 from dreamprm.config import load_config
 from dreamprm.data.sources import load_data
 from dreamprm.engines.prm import PRMEngine, build_engine
-from dreamprm.errors import UserError, unknown_name
+from dreamprm.errors import UserError
 from dreamprm.hypergradients import ImplicitMethod, Method, indirect_gradient, resolve
+from dreamprm.hypergradients.catalogue import Row
 from dreamprm.hypergradients.cost import operations, peak_bytes
 from dreamprm.hypergradients.functional import evaluate
-from dreamprm.hypergradients.interface import STEPS, Loss
+from dreamprm.hypergradients.interface import Loss
 from dreamprm.hypergradients.precision import PrecisionWarning
 from dreamprm.hypergradients.products import DoubleBackward
 from dreamprm.hypergradients.randomness import RandomState
@@ -70,89 +71,28 @@ class Task:
     exact: Callable[[Method, Mapping[str, Any]], Tensor]
 
 
-@dataclass
-class Row:
-    """What is known and measured of one method.
+def measure(rows: Sequence[Row], progress: str | None = None) -> None:
+    """Fills in what is measured of the methods.
 
-    Attributes:
-        name, source: of the method.
-        needs: what it asks of the problem.
-        options: those it was measured with.
-        forwards: cost in forward passes of the demo's reward model on the same batch, by counted
-            operations; beyond v.
-        copies: of the parameters that are held at once, v among them, by counted bytes.
-        cosine, error: by the task's name; of the angle to the exact hypergradient, and the
-            distance from it over its length. A method that failed there has neither.
-        notes: by the task's name; why it failed, or what it warned of.
-    """
-
-    name: str
-    source: str
-    needs: list[str]
-    options: dict[str, Any]
-    forwards: float | None = None
-    copies: float | None = None
-    cosine: dict[str, float] = field(default_factory=dict)
-    error: dict[str, float] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
-
-
-def compare(
-    names: Sequence[str],
-    options: Mapping[str, Any],
-    measure: bool = True,
-    progress: str | None = None,
-) -> list[dict[str, Any]]:
-    """One :class:`Row`, as a dict, for each method.
+    The demo's model is trained for a minute first, whatever the methods.
 
     Args:
-        names: of methods or ``solver+product`` pairs.
-        options: given to every method that has them.
-        measure: also measure; else only what needs no computation.
-        progress: what the progress bar is called; None shows none.
-
-    Raises:
-        UserError: a name or option is not known, or its value is out of its range.
+        rows: of ``dreamprm.hypergradients.catalogue.describe``.
+        progress: what the progress bars are called; None shows none.
     """
-    methods = [resolve(name) for name in names]
-    known = {name for method in methods for name in method.options}
-    for name in options:
-        if name not in known:
-            raise UserError(unknown_name(f"option of {', '.join(names)}", name, known))
-    rows = []
-    for method in methods:
-        own = {name: value for name, value in options.items() if name in method.options}
-        method.check(own)
-        if STEPS in method.needs:
-            own = {"iterations": 5} | own
-        rows.append(
-            Row(
-                method.name,
-                method.source,
-                _needs(method),
-                {name: own.get(name, default) for name, default in method.options.items()},
-            )
-        )
-    if measure:
-        with demo_tasks(progress) as (prm_tasks, batch_forward, _):
-            tasks = [*reference_tasks(), *prm_tasks]
-            with progress_bar(progress, len(rows) * (len(tasks) + 2), "measurement") as bar:
-                for row, method in zip(rows, methods, strict=True):
-                    for task in tasks:
-                        _measure(row, method, task)
-                        bar.update()
-                    in_fp32 = prm_tasks[0]
-                    row.forwards = _operations(method, in_fp32, row.options) / batch_forward
+    with demo_tasks(progress) as (prm_tasks, batch_forward, _):
+        tasks = [*reference_tasks(), *prm_tasks]
+        with progress_bar(progress, len(rows) * (len(tasks) + 2), "measurement") as bar:
+            for row in rows:
+                method = resolve(row.name)
+                bar.set_postfix_str(row.name)
+                for task in tasks:
+                    _measure(row, method, task)
                     bar.update()
-                    row.copies = _copies(method, row.options)
-                    bar.update()
-    return [asdict(row) for row in rows]
-
-
-def _needs(method: Method) -> list[str]:
-    """What a method asks of the problem, and its product of the losses."""
-    product: Any = getattr(method, "product", None)
-    return [*sorted(method.needs), *([product.requires] if hasattr(product, "requires") else [])]
+                row.forwards = _operations(method, prm_tasks[0], row.options) / batch_forward
+                bar.update()
+                row.copies = _copies(method, row.options)
+                bar.update()
 
 
 def _measure(row: Row, method: Method, task: Task) -> None:

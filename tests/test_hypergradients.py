@@ -792,3 +792,34 @@ def test_the_penalty_method_warns_below_fp32() -> None:
     losses = small_upper, in_bf16(loss_without_dropout)
     with pytest.warns(PrecisionWarning, match="f2sa"):
         hypergradient("f2sa", in_bf16(lambda p, a: (p[0] @ p[0].T).sum()), losses[1], lower, upper)
+
+
+def test_what_a_third_party_gets_wrong_is_named_after_it(ridge: Reference) -> None:
+    register(ImplicitMethod("short", lambda hvp, v: v[:1], PRODUCTS["forward"]))
+    register(DirectMethod("long", lambda point, v: [torch.zeros(30)]))
+    try:
+        with pytest.raises(
+            UserError, match=r"solver of hypergradient method 'short' gave .*\(2,\)"
+        ):
+            run(ridge, "short")
+        with pytest.raises(UserError, match=r"method 'long' gave tensors of shapes \[\(30,\)\]"):
+            run(ridge, "long")
+        with pytest.raises(UserError, match="'long' takes no other product"):
+            resolve("long+forward")
+    finally:
+        del METHODS["short"], METHODS["long"]
+    with pytest.raises(UserError, match="stands between solver and product"):
+        register(DirectMethod("a+b", flat))
+    for name in ("f2sa+forward", "darts+forward"):
+        with pytest.raises(UserError, match="takes no other product"):
+            resolve(name)
+
+
+def test_what_is_registered_takes_other_products(ridge: Reference) -> None:
+    register(ImplicitMethod("halved", halved, PRODUCTS["forward"]))
+    try:
+        expected = ridge.dense(0.5 * EYE)
+        for product in EXACT:
+            assert relative_error(run(ridge, f"halved+{product}"), expected) < 1e-12
+    finally:
+        del METHODS["halved"]

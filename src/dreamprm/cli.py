@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 
 from dreamprm.errors import UserError
+
+_python_showwarning = warnings.showwarning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides = [*options.overrides, *rest]
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("dreamprm").setLevel(logging.INFO)
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         options.run(options)
     except UserError as error:
@@ -34,6 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dreamprm: interrupted{hint}", file=sys.stderr)
         return 130
     return 0
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
+    """This project's warnings are for the user and need no file and line; others keep theirs."""
+    if category.__module__.startswith("dreamprm"):
+        logging.getLogger("dreamprm").warning("%s", message)
+    else:
+        _python_showwarning(message, category, *where)  # type: ignore[arg-type]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,17 +132,23 @@ def _score(options: argparse.Namespace) -> None:
 
 def _hypergradients(options: argparse.Namespace) -> None:
     import json
+    from dataclasses import asdict
 
     from dreamprm.config import read_options
-    from dreamprm.engines.comparison import compare
     from dreamprm.hypergradients import METHODS
+    from dreamprm.hypergradients.catalogue import describe
     from dreamprm.inference.tables import method_tables
 
     logging.getLogger("dreamprm").setLevel(logging.WARNING)  # the tables say what was chosen
     names = [word for word in options.overrides if "=" not in word] or list(METHODS)
     values = read_options([word for word in options.overrides if "=" in word])
-    rows = compare(names, values, measure=not options.list, progress="hypergradients")
-    print(json.dumps(rows, indent=2) if options.json else method_tables(rows))
+    rows = describe(names, values)
+    if not options.list:
+        from dreamprm.engines.comparison import measure
+
+        measure(rows, progress="hypergradients")
+    dicts = [asdict(row) for row in rows]
+    print(json.dumps(dicts, indent=2) if options.json else method_tables(dicts))
 
 
 if __name__ == "__main__":

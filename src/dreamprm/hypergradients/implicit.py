@@ -19,7 +19,7 @@ from dreamprm.hypergradients.interface import (
     keywords,
     refuse_unknown_options,
 )
-from dreamprm.hypergradients.precision import mantissa_bits
+from dreamprm.hypergradients.precision import ARITHMETICS, mantissa_bits
 from dreamprm.hypergradients.products import (
     DoubleBackward,
     FiniteDifference,
@@ -102,6 +102,12 @@ class ImplicitMethod:
             of_product["bits"] = point.bits
         product = kind(point.lower_loss, point.lower, point.upper, **of_product)
         q = self.solver(product.hvp, vector, **of_solver, **context)
+        shapes, expected = ([tuple(t.shape) for t in ts] for ts in (q, vector))
+        if shapes != expected:
+            raise UserError(
+                f"the solver of hypergradient method {self.name!r} gave tensors of shapes "
+                f"{shapes}, expected those of v, {expected}"
+            )
         return [-g for g in product.cross(q)]
 
     def _split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -135,10 +141,10 @@ def _announce(name: str, kind: Callable[..., Product], bits: int) -> None:
         FiniteDifference: "finite difference",
     }
     log.info(
-        "hypergradient %s: products by %s; the lower loss runs in %d-bit mantissas (fp32: 23)",
+        "hypergradient %s: products by %s; the coarsest arithmetic of the lower loss is %s",
         name,
         words.get(kind, "forward mode"),
-        bits,
+        ARITHMETICS.get(bits, f"of {bits} mantissa bits"),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 TF32_BITS = 10
+ARITHMETICS = {52: "float64", 23: "fp32", TF32_BITS: "fp16 or TF32", 7: "bf16"}
 
 
 @cache

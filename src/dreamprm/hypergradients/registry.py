@@ -22,8 +22,10 @@ def register(method: Method) -> None:
     """Makes a method known by its name, in Python and in configs.
 
     Raises:
-        UserError: the name is taken.
+        UserError: the name is taken, or looks like a pair.
     """
+    if "+" in method.name:
+        raise UserError(f"{method.name!r} has a +, which stands between solver and product")
     if method.name in METHODS:
         raise UserError(f"there is a hypergradient method {method.name!r} already")
     METHODS[method.name] = method
@@ -52,18 +54,24 @@ register(DirectMethod("f2sa", f2sa, SOURCES["f2sa"], frozenset({UPPER_LOSS})))
 def resolve(name: str) -> Method:
     """The method of a name, or of a pair written ``solver+product`` or ``unrolled+product``.
 
+    What was registered as a solver with a product takes another product in the same way.
+
     Raises:
         UserError: there is none; the message lists the known ones.
     """
     if name in METHODS:
         return METHODS[name]
-    first, plus, product = name.partition("+")
-    if plus and product in PRODUCTS:
-        if first in SOLVERS:
-            return ImplicitMethod(name, SOLVERS[first], PRODUCTS[product], SOURCES[first])
-        if first == "unrolled":
-            return UnrolledMethod(name, PRODUCTS[product], SOURCES[first])
-    pairs = [f"{first}+{product}" for first in (*SOLVERS, "unrolled") for product in PRODUCTS]
+    first, _, product = name.partition("+")
+    open_to_products = {
+        known: method
+        for known, method in METHODS.items()
+        if isinstance(method, ImplicitMethod | UnrolledMethod) and known not in ("darts", "t1t2")
+    }
+    if product in PRODUCTS and first in open_to_products:
+        return replace(open_to_products[first], name=name, product=PRODUCTS[product])
+    if product in PRODUCTS and first in METHODS:
+        raise UserError(f"hypergradient method {first!r} takes no other product, found {name!r}")
+    pairs = [f"{first}+{product}" for first in open_to_products for product in PRODUCTS]
     raise UserError(
         unknown_name("hypergradient method", name, METHODS, also=pairs)
         + f"; a solver or unrolled also with +{', +'.join(PRODUCTS)}"
@@ -100,6 +108,12 @@ def indirect_gradient(
         upper_loss=point.upper_loss and same_randomness(point.upper_loss, point.lower),
     )
     found = method.indirect(point, [v.detach() for v in vector], options)
+    shapes, expected = ([tuple(t.shape) for t in ts] for ts in (found, point.upper))
+    if shapes != expected:
+        raise UserError(
+            f"hypergradient method {method.name!r} gave tensors of shapes {shapes}, "
+            f"expected those of the upper parameters, {expected}"
+        )
     if not all(bool(g.isfinite().all()) for g in found):
         given = ", ".join(f"{k}={v}" for k, v in (method.options | dict(options)).items())
         raise FloatingPointError(

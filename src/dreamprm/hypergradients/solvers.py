@@ -108,9 +108,11 @@ def cg(
         if math.isnan(curvature):
             raise FloatingPointError("conjugate gradient got a product with H that is not finite")
         if curvature <= 0:
+            length = _dot(direction, direction)
             warnings.warn(
-                "conjugate gradient met a direction in which the lower loss does not curve "
-                "upwards, and stopped there: a larger damping makes the curvature positive",
+                f"conjugate gradient met a direction p in iteration {iteration + 1} along which "
+                f"the lower loss does not curve upwards (pᵀHp / pᵀp = {curvature / length:.2g}) "
+                "and stopped there: damping has to grow by more than that",
                 CurvatureWarning,
                 stacklevel=2,
             )

@@ -32,7 +32,7 @@ def method_tables(rows: list[dict[str, Any]]) -> str:
     """The hypergradient methods, and what was measured of each.
 
     Args:
-        rows: of ``dreamprm.engines.comparison.compare``.
+        rows: ``dreamprm.hypergradients.catalogue.Row``, as dicts.
     """
     measured = [row for row in rows if row["forwards"] is not None]
     header = ["method", "needs", "options", "paper", *(["forwards", "copies"] if measured else [])]
@@ -46,27 +46,30 @@ def method_tables(rows: list[dict[str, Any]]) -> str:
         costs = [f"{row['forwards']:.1f}", f"{row['copies']:.1f}"] if measured else []
         lines.append([row["name"], *(text or "–" for text in texts), *costs])
     parts = [table(header, lines, texts=4)]
-    tasks = list(
-        dict.fromkeys(task for row in measured for task in (*row["cosine"], *row["notes"]))
+    if not measured:
+        return parts[0]
+    parts.append(
+        "forwards: forward passes beyond v, by counted operations. copies: of the parameters held\n"
+        "at once, v among them, by counted bytes."
     )
-    for title, key, form in (
-        ("Cosine of the angle to the exact hypergradient:", "cosine", ".4f"),
-        ("Relative error against the exact hypergradient:", "error", ".1e"),
-    ):
-        if measured:
-            lines = [
-                [row["name"], *(f"{row[key][t]:{form}}" if t in row[key] else "–" for t in tasks)]
-                for row in rows
+    tasks = dict.fromkeys(t for row in measured for t in (*row["cosine"], *row["notes"]))
+    for against, chosen in {
+        "the inverse Hessian, at the lower optimum": [t for t in tasks if "prm" not in t],
+        "the same method with exact products in float64, on the demo's model": [
+            t for t in tasks if "prm" in t
+        ],
+    }.items():
+        titles = [f"{task}: {number}" for task in chosen for number in ("cosine", "error")]
+        lines = [
+            [row["name"]]
+            + [
+                f"{row[key][task]:{form}}" if task in row[key] else "–"
+                for task in chosen
+                for key, form in (("cosine", ".4f"), ("error", ".1e"))
             ]
-            parts += [title, table(["method", *tasks], lines)]
-    if measured:
-        parts.append(
-            "ridge, logistic: against the inverse Hessian in float64, at the lower optimum.\n"
-            "prm: the demo's model, against the same method in float64 with exact products:\n"
-            "what the product and the arithmetic cost.\n"
-            "forwards: forward passes beyond v, by counted operations.\n"
-            "copies: of the parameters held at once, v among them, by counted bytes."
-        )
+            for row in rows
+        ]
+        parts += [f"Against {against}:", table(["method", *titles], lines)]
     parts += [
         f"{row['name']} on {task}: {note}" for row in rows for task, note in row["notes"].items()
     ]
