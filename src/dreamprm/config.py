@@ -77,6 +77,9 @@ class ModelConfig:
     # Images are scaled to at most this many pixels; the backbone's own limit where not given.
     max_pixels: int | None = None
     freeze_vision: bool = False
+    # Keep the inputs of the layers only and compute the rest anew when it is needed: memory for
+    # one more forward pass.
+    gradient_checkpointing: bool = False
     tiny: TinyConfig = field(default_factory=TinyConfig)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dreamprm.config import ModelConfig
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError, unknown_name
+from dreamprm.models.checkpointing import enable_checkpointing
 from dreamprm.models.reward_model import STEP_MARKER, ProcessRewardModel
 from dreamprm.models.tiny import (
     TINY_BACKBONES,
@@ -25,7 +26,8 @@ def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> P
         seed: of a tiny backbone's weights.
 
     Raises:
-        UserError: there is no such backbone, or it has no vision tower to freeze.
+        UserError: there is no such backbone, or it has no vision tower to freeze,
+            or its layers do not allow checkpointing.
     """
     name = config.backbone
     if name.startswith("tiny-"):
@@ -49,4 +51,6 @@ def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> P
         if tower is None:
             raise UserError(f"model.freeze_vision is true, but {name} has no vision tower")
         tower.requires_grad_(False)
+    if config.gradient_checkpointing:
+        enable_checkpointing(model.backbone)
     return model
