@@ -119,7 +119,11 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
     meta = usable_meta(data.meta, fits) if data.meta or learned else []
     if learned and len(data.domains) == 1:
         log.warning("there is only one domain, %r: its weight stays 1", data.domains[0])
-    upper_config = ProblemConfig(precision=config.precision, gradient_clipping=config.upper.clip)
+    upper_config = ProblemConfig(
+        precision=config.precision,
+        gradient_clipping=config.upper.clip,
+        gradient_accumulation=config.upper.accumulate,
+    )
     lower_config = ProblemConfig(
         type=config.hypergradient,
         options=config.hypergradient_options,
@@ -127,6 +131,8 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
         unroll_steps=config.unroll_steps,
         precision=config.precision,
         gradient_clipping=config.lower.clip,
+        gradient_accumulation=config.lower.accumulate,
+        hypergradient_batch_size=config.hypergradient_batch_size,
     )
     optimizer = _adamw([p for p in model.parameters() if p.requires_grad], config.lower)
     lower = PRMFineTuning(
@@ -137,7 +143,7 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
         scheduler=build_schedule(optimizer, config.lower, config.steps),
         train_data_loader=BatchStream(
             rows,
-            config.lower.batch_size,
+            config.lower.batch_size // config.lower.accumulate,
             encode,
             config.seed,
             [row.domain for row in rows] if config.data.stratified else None,
@@ -155,7 +161,11 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
             optimizer=optimizer,
             scheduler=build_schedule(optimizer, config.upper, config.steps // config.unroll_steps),
             train_data_loader=meta_batches(
-                meta, config.meta_loss, config.upper.batch_size, encode, config.seed
+                meta,
+                config.meta_loss,
+                config.upper.batch_size // config.upper.accumulate,
+                encode,
+                config.seed,
             ),
         )
     return PRMEngine(
@@ -207,7 +217,9 @@ def meta_batches(
     if meta_loss not in NEEDS_BOTH_OUTCOMES:
         return BatchStream(rows, batch_size, encode, seed)
     if batch_size < 2:
-        raise UserError(f"upper.batch_size is {batch_size}; meta_loss={meta_loss} needs 2")
+        raise UserError(
+            f"upper.batch_size is {batch_size} (a micro-batch); meta_loss={meta_loss} needs 2"
+        )
     questions: dict[Any, list[Trajectory]] = {}
     for row in rows:
         questions.setdefault(row.question_key, []).append(row)
