@@ -16,6 +16,7 @@ from dreamprm.config import Config, OptimizerConfig, save_config
 from dreamprm.data.batches import BatchStream
 from dreamprm.data.encoding import Encoder
 from dreamprm.data.sources import RunData, load_data, usable_meta, usable_train
+from dreamprm.data.token_batches import TokenBatchStream
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.engines.base import EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
@@ -141,13 +142,7 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
         module=model,
         optimizer=optimizer,
         scheduler=build_schedule(optimizer, config.lower, config.steps),
-        train_data_loader=BatchStream(
-            rows,
-            config.lower.batch_size // config.lower.accumulate,
-            encode,
-            config.seed,
-            [row.domain for row in rows] if config.data.stratified else None,
-        ),
+        train_data_loader=train_batches(config, rows, encode),
     )
     upper = None
     if learned:
@@ -186,6 +181,18 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
         ),
         meta=meta,
     )
+
+
+def train_batches(config: Config, rows: list[Trajectory], encode: Encoder) -> BatchStream:
+    """Micro-batches of the lower level: stratified by domain, as drawn, or filled by tokens."""
+    size = config.lower.batch_size // config.lower.accumulate
+    if config.lower.max_tokens is not None:
+        lengths = [len(encode.tokens(row)[0]) for row in rows]
+        stream = TokenBatchStream(rows, lengths, config.lower.max_tokens, size, encode, config.seed)
+        log.info("batches filled by tokens: %.1f %% padding", 100 * stream.padding())
+        return stream
+    domains = [row.domain for row in rows] if config.data.stratified else None
+    return BatchStream(rows, size, encode, config.seed, domains)
 
 
 def meta_batches(

@@ -107,6 +107,9 @@ class OptimizerConfig:
     # Micro-batches that a step is computed in, one after the other. What compares samples with
     # each other (pairwise, the means over a domain's steps) does so within a micro-batch.
     accumulate: int = 1
+    # Lower level: micro-batches of solutions of similar length, with at most so many tokens each,
+    # padding included; batch_size is then the most solutions. Not with data.stratified.
+    max_tokens: int | None = None
     schedule: str = "constant"  # constant, linear, cosine, step
     warmup_steps: int = 0
     decay_every: int = 5000  # steps, for schedule: step
@@ -344,6 +347,19 @@ def _check(config: Any, where: str) -> None:
             f"{where}: hypergradient_batch_size is {config.hypergradient_batch_size}, "
             f"expected at most lower.batch_size, {config.lower.batch_size}"
         )
+    if config.lower.max_tokens is not None:
+        if config.data.stratified:
+            raise UserError(
+                f"{where}: lower.max_tokens fills batches by length, whatever the domain: "
+                "set data.stratified=false"
+            )
+        if config.lower.max_tokens < config.data.max_tokens:
+            raise UserError(
+                f"{where}: lower.max_tokens is {config.lower.max_tokens}, expected at least "
+                f"data.max_tokens, {config.data.max_tokens}"
+            )
+    if config.upper.max_tokens is not None:
+        raise UserError(f"{where}: upper.max_tokens is not for the upper level: batch_size is")
     for level in ("lower", "upper"):
         size, parts = (
             OmegaConf.select(config, f"{level}.{k}") for k in ("batch_size", "accumulate")
