@@ -158,6 +158,8 @@ def main() -> None:
     options.add_argument("sections", nargs="*", default=("plain", "published"))
     options.add_argument("--batch", type=int, default=4, help="solutions")
     found = options.parse_args()
+    if unknown := set(found.sections) - {"plain", "published"}:
+        options.error(f"no such section: {', '.join(sorted(unknown))}")
     where, shape = setting(found), Shape(batch=found.batch)
     if "plain" in found.sections:
         show(plain(where, shape, found.repeats))

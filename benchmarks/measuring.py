@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLModel
 from dreamprm.data.batches import to_device
 from dreamprm.engines.base import EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
+from dreamprm.models.checkpointing import enable_checkpointing
 from dreamprm.models.reward_model import STEP_MARKER, ProcessRewardModel
 from dreamprm.models.weighting import DomainTable
 from dreamprm.problems.base import ProblemConfig
@@ -60,11 +61,11 @@ class Setting:
         """bf16 autocast over fp32 parameters on CUDA."""
         return "bf16" if self.device == "cuda" else "fp32"
 
-    def model(self, layers: int | None = None) -> ProcessRewardModel:
+    def model(self) -> ProcessRewardModel:
         """A reward model whose readout is not zero, so that all gradients are there."""
         torch.manual_seed(0)
         with torch.device(self.device):
-            backbone = Qwen2VLModel(_config(self, layers or self.layers))
+            backbone = Qwen2VLModel(_config(self))
         tokens = Tokenizer(models.WordLevel(SPECIAL, unk_token="<|endoftext|>"))
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="<|endoftext|>")
         model = ProcessRewardModel(backbone, tokenizer)
@@ -105,6 +106,7 @@ class Setting:
         meta: int | None = None,
         part: int = 0,
         unroll_steps: int = 5,
+        checkpointing: bool = False,
     ) -> Callable[[], None]:
         """One cycle of ``unroll_steps`` lower steps, and one upper step where there is a method.
 
@@ -114,8 +116,11 @@ class Setting:
             meta: solutions of the meta batch; as many as of the lower one by default.
             part: solutions that the hypergradient is taken on; 0 for all.
             unroll_steps: T.
+            checkpointing: of the backbone's gradients.
         """
         model = self.model()
+        if checkpointing:
+            enable_checkpointing(model.backbone)
         lower = PRMFineTuning(
             ProblemConfig(
                 type=method or "identity",
@@ -149,12 +154,12 @@ class Setting:
         return cycle
 
 
-def _config(setting: Setting, layers: int) -> Qwen2VLConfig:
+def _config(setting: Setting) -> Qwen2VLConfig:
     heads, half = max(1, setting.width // 64), 32
     text = {
         "hidden_size": setting.width,
         "intermediate_size": 8 * setting.width // 3,
-        "num_hidden_layers": layers,
+        "num_hidden_layers": setting.layers,
         "num_attention_heads": heads,
         "num_key_value_heads": max(1, heads // 2),
         "vocab_size": setting.vocabulary,
@@ -168,7 +173,7 @@ def _config(setting: Setting, layers: int) -> Qwen2VLConfig:
         },
     }
     vision = {
-        "depth": max(1, layers // 2),
+        "depth": max(1, setting.layers // 2),
         "embed_dim": setting.width // 2,
         "hidden_size": setting.width,
         "num_heads": max(1, heads // 2),
