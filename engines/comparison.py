@@ -303,7 +303,7 @@ def prm_task(
     drawn: dict[str, RandomState] = {}
 
     def loss(problem: Any) -> Loss:
-        stateless = StatelessLoss(problem, below, above, problem.cur_batch, autocast=False).of
+        stateless = StatelessLoss(problem, below, above, problem.batches, autocast=False).of
 
         def value(lower: Tensors, upper: Tensors) -> Tensor:
             drawn["by M" if problem is above else "by L"] = RandomState.now(lower)

@@ -16,6 +16,7 @@ from dreamprm.config import Config, OptimizerConfig, save_config
 from dreamprm.data.batches import BatchStream
 from dreamprm.data.encoding import Encoder
 from dreamprm.data.sources import RunData, load_data, usable_meta, usable_train
+from dreamprm.data.token_batches import TokenBatchStream
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.engines.base import EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
@@ -119,7 +120,11 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
     meta = usable_meta(data.meta, fits) if data.meta or learned else []
     if learned and len(data.domains) == 1:
         log.warning("there is only one domain, %r: its weight stays 1", data.domains[0])
-    upper_config = ProblemConfig(precision=config.precision, gradient_clipping=config.upper.clip)
+    upper_config = ProblemConfig(
+        precision=config.precision,
+        gradient_clipping=config.upper.clip,
+        gradient_accumulation=config.upper.accumulate,
+    )
     lower_config = ProblemConfig(
         type=config.hypergradient,
         options=config.hypergradient_options,
@@ -127,6 +132,8 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
         unroll_steps=config.unroll_steps,
         precision=config.precision,
         gradient_clipping=config.lower.clip,
+        gradient_accumulation=config.lower.accumulate,
+        hypergradient_batch_size=config.hypergradient_batch_size,
     )
     optimizer = _adamw([p for p in model.parameters() if p.requires_grad], config.lower)
     lower = PRMFineTuning(
@@ -135,13 +142,7 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
         module=model,
         optimizer=optimizer,
         scheduler=build_schedule(optimizer, config.lower, config.steps),
-        train_data_loader=BatchStream(
-            rows,
-            config.lower.batch_size,
-            encode,
-            config.seed,
-            [row.domain for row in rows] if config.data.stratified else None,
-        ),
+        train_data_loader=train_batches(config, rows, encode),
     )
     upper = None
     if learned:
@@ -155,7 +156,11 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
             optimizer=optimizer,
             scheduler=build_schedule(optimizer, config.upper, config.steps // config.unroll_steps),
             train_data_loader=meta_batches(
-                meta, config.meta_loss, config.upper.batch_size, encode, config.seed
+                meta,
+                config.meta_loss,
+                config.upper.batch_size // config.upper.accumulate,
+                encode,
+                config.seed,
             ),
         )
     return PRMEngine(
@@ -176,6 +181,18 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
         ),
         meta=meta,
     )
+
+
+def train_batches(config: Config, rows: list[Trajectory], encode: Encoder) -> BatchStream:
+    """Micro-batches of the lower level: stratified by domain, as drawn, or filled by tokens."""
+    size = config.lower.batch_size // config.lower.accumulate
+    if config.lower.max_tokens is not None:
+        lengths = [len(encode.tokens(row)[0]) for row in rows]
+        stream = TokenBatchStream(rows, lengths, config.lower.max_tokens, size, encode, config.seed)
+        log.info("batches filled by tokens: %.1f %% padding", 100 * stream.padding())
+        return stream
+    domains = [row.domain for row in rows] if config.data.stratified else None
+    return BatchStream(rows, size, encode, config.seed, domains)
 
 
 def meta_batches(
@@ -207,7 +224,9 @@ def meta_batches(
     if meta_loss not in NEEDS_BOTH_OUTCOMES:
         return BatchStream(rows, batch_size, encode, seed)
     if batch_size < 2:
-        raise UserError(f"upper.batch_size is {batch_size}; meta_loss={meta_loss} needs 2")
+        raise UserError(
+            f"upper.batch_size is {batch_size} (a micro-batch); meta_loss={meta_loss} needs 2"
+        )
     questions: dict[Any, list[Trajectory]] = {}
     for row in rows:
         questions.setdefault(row.question_key, []).append(row)

@@ -47,6 +47,10 @@ class ProblemConfig(Config):
         options: of that method, e.g. ``{"iterations": 10}``.
         precision: ``"fp32"``, or ``"bf16"`` for bf16 autocast over the parameters as they are.
         unroll_steps: steps of this problem between two steps of its upper problem.
+        gradient_accumulation: micro-batches of a step; all that counts steps counts them as one.
+        hypergradient_batch_size: on a lower problem, items of its last step's batch on which its
+            hypergradient is taken; 0 for all of them. Needs a loader with ``recent``, as
+            ``dreamprm.data.batches.BatchStream`` has.
         fidelity_every: on a lower problem, steps between two comparisons of its hypergradient with
             the exact product; 0 for none. See problems/fidelity.py.
     """
@@ -54,6 +58,7 @@ class ProblemConfig(Config):
     type: str = "identity"
     options: dict[str, Any] = field(default_factory=dict)
     fidelity_every: int = 0
+    hypergradient_batch_size: int = 0
     log_step: int = 1
 
     def __post_init__(self) -> None:
@@ -65,8 +70,9 @@ class ProblemConfig(Config):
                     f"{each.name} is betty's own and not used here: "
                     "options= takes those of the hypergradient method"
                 )
-        if self.fidelity_every < 0:
-            raise UserError(f"fidelity_every is {self.fidelity_every}, expected at least 0")
+        for name in ("fidelity_every", "hypergradient_batch_size"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 0")
         if self.precision not in ("fp32", "bf16"):
             raise UserError(f"precision is {self.precision!r}, expected 'fp32' or 'bf16'")
         if not self.first_order:
@@ -78,16 +84,20 @@ class ProblemConfig(Config):
             raise UserError(
                 f"gradient_clipping is {self.gradient_clipping}, expected at least 0 (for none)"
             )
-        if self.unroll_steps < 1:
-            raise UserError(f"unroll_steps is {self.unroll_steps}, expected at least 1")
+        for name in ("unroll_steps", "gradient_accumulation"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
         if STEPS in method.needs:
             if (self.options.get("iterations") or 0) > self.unroll_steps:
                 raise UserError(
                     f"iterations is {self.options['iterations']}, expected at most the "
                     f"{self.unroll_steps} lower steps between two upper ones (unroll_steps)"
                 )
-            if self.gradient_accumulation > 1:
-                raise UserError(f"{self.type} cannot see through gradient_accumulation")
+            if self.hypergradient_batch_size:
+                raise UserError(
+                    f"{self.type} differentiates the steps that were taken, all of their batches: "
+                    "hypergradient_batch_size is not for it"
+                )
 
 
 class Problem(ImplicitProblem):
@@ -117,6 +127,8 @@ class Problem(ImplicitProblem):
             )
         super().__init__(name, config, **parts)
         self.stats: dict[str, float] = {}
+        self.gas = 1  # betty's count of micro-batches; see one_step_descent
+        self.batches: list[Any] = []  # the micro-batches of the last step
         self._method = resolve(config.type)
         self._bits: int | None = None
         self._history = LowerHistory(config.options.get("iterations"))
@@ -185,22 +197,51 @@ class Problem(ImplicitProblem):
             if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
         }
 
+    def one_step_descent(self, batch: Any | None = None) -> dict[str, Any]:
+        """One step of the optimizer, over all of its micro-batches; betty takes each for a step.
+
+        It then steps the scheduler, calls ``grad_callback`` and counts a step at every one of
+        them, and an upper problem accumulates over lower parameters that move in between. Here
+        the loss of a step is the mean of those of its micro-batches, which count alike, and so is
+        the v of its hypergradient: one for all of them.
+
+        Args:
+            batch: betty's last one to take its step again; None for new ones.
+        """
+        if batch is None:
+            self.batches = [self.get_batch() for _ in range(self.config.gradient_accumulation)]
+            self.cur_batch = self.batches[-1]
+        parameters = self.trainable_parameters()
+        if self._parents and STEPS in self._method.needs:
+            self._history.random = RandomState.now(parameters)
+        stats, vectors = [], None
+        for each in self.batches:
+            loss, numbers = self.get_loss(each)
+            stats.append(numbers)
+            vectors = self._backward(loss / len(self.batches), parameters, vectors)
+        for path, vector in zip(self._paths, vectors or (), strict=True):
+            self.set_grads(parameters, self._through(path, vector))
+        if self.is_implemented("grad_callback"):
+            self.grad_callback()
+        self.optimizer_step()
+        if self.is_implemented("param_callback"):
+            self.param_callback()
+        self.zero_grad()
+        return _mean(stats)
+
     def get_loss(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """As betty's, and stops at a loss that is not finite instead of training on.
 
         Raises:
             FloatingPointError: the loss is NaN or infinite.
         """
-        if self._parents:
-            parameters = self.trainable_parameters()
-            if STEPS in self._method.needs:
-                self._history.random = RandomState.now(parameters)
-            if self._bits is None:  # the first step shows in which arithmetic the loss runs
-                with Precision(parameters) as precision:
-                    loss, stats = super().get_loss(batch)
-                self._bits = precision.bits
-                return loss, self._finite(stats)
-        loss, stats = super().get_loss(batch)
+        if self._parents and self._bits is None:
+            # The first step shows in which arithmetic the loss runs.
+            with Precision(self.trainable_parameters()) as precision:
+                loss, stats = super().get_loss(batch)
+            self._bits = precision.bits
+        else:
+            loss, stats = super().get_loss(batch)
         return loss, self._finite(stats)
 
     def _finite(self, stats: dict[str, Any]) -> dict[str, Any]:
@@ -224,50 +265,48 @@ class Problem(ImplicitProblem):
             self._history.record(self, whole=STEPS in self._method.needs)
         super().optimizer_step(*args, **kwargs)
 
-    def backward(
-        self,
-        loss: Tensor,
-        params: list[nn.Parameter],
-        paths: list[list[Problem]],
-        create_graph: bool = False,
-        retain_graph: bool = False,
-        allow_unused: bool = True,
-    ) -> None:
-        """Adds dM/dα to ``.grad``: the direct gradient and one implicit term per path.
+    def _backward(
+        self, loss: Tensor, params: list[nn.Parameter], vectors: list[list[Tensor]] | None
+    ) -> list[list[Tensor]]:
+        """Adds ∂M/∂α to ``.grad``, and gives what ``vectors`` and v = ∇_φ M of each path add to.
 
-        One backward pass gives both the direct gradient and v = ∇_φ M. Each problem between the
-        ends of a path then applies its own method (see :meth:`indirect_gradient`).
+        One backward pass gives both.
         """
-        if not paths:
-            super().backward(loss, params, paths, create_graph, retain_graph, allow_unused)
-            return
-        inputs = list(params)
-        for path in paths:
-            inputs += path[1].trainable_parameters()
+        if not self._paths:
+            torch.autograd.backward(loss, inputs=params)
+            return []
+        lowers = [path[1].trainable_parameters() for path in self._paths]
+        inputs = [*params, *itertools.chain(*lowers)]
         grads = iter(torch.autograd.grad(loss, inputs, allow_unused=True))
         self.set_grads(params, _take(grads, params))
-        for path in paths:
-            lower_params = path[1].trainable_parameters()
-            vector = [
+        found = [
+            [
                 torch.zeros_like(p) if g is None else g
-                for p, g in zip(lower_params, _take(grads, lower_params), strict=True)
+                for p, g in zip(lower, _take(grads, lower), strict=True)
             ]
-            # v is the gradient of this problem's loss next to the bottom of the path only.
-            upper_loss = (
-                StatelessLoss(self, path[1], self, self.cur_batch, scale=1 / self.gas).of
-                if len(path) == 3
-                else None
-            )
-            for current, above in itertools.pairwise(path[1:]):
-                vector = current.indirect_gradient(vector, above, upper_loss)
-            self.set_grads(params, vector)
+            for lower in lowers
+        ]
+        if vectors is None:
+            return found
+        return [
+            [a + b for a, b in zip(*pair, strict=True)] for pair in zip(vectors, found, strict=True)
+        ]
+
+    def _through(self, path: list[Problem], vector: list[Tensor]) -> list[Tensor]:
+        """The implicit term of a path: each problem between its ends applies its own method."""
+        # v is the gradient of this problem's loss next to the bottom of the path only.
+        upper_loss = StatelessLoss(self, path[1], self, self.batches).of if len(path) == 3 else None
+        for current, above in itertools.pairwise(path[1:]):
+            vector = current.indirect_gradient(vector, above, upper_loss)
+        return vector
 
     def indirect_gradient(
         self, vector: list[Tensor], above: Problem, upper_loss: Loss | None = None
     ) -> list[Tensor]:
         """What ``above``'s loss changes by because its parameters α change this problem's φ.
 
-        By this problem's method, on the batch of its last step; see dreamprm.hypergradients.
+        By this problem's method, on the batch of its last step: all micro-batches of it, or the
+        first ``hypergradient_batch_size`` items. See dreamprm.hypergradients.
 
         Args:
             vector: v, the gradient of the upper loss with respect to φ, shaped as this problem's
@@ -287,22 +326,34 @@ class Problem(ImplicitProblem):
                 "Hessian, but a problem below answers to it, whose response would be missing: "
                 "take identity, t1t2, darts or sama"
             )
-        point = self._point(above, upper_loss)
+        batches = self._hypergradient_batches()
+        point = self._point(above, upper_loss, batches)
         before = RandomState.now(point.lower)
         found = indirect_gradient(self._method, point, vector, self.config.options)
-        steps = self.config.unroll_steps * self.config.gradient_accumulation
-        if is_due(self.config.fidelity_every, self.count, steps):
+        if is_due(self.config.fidelity_every, self.count, self.config.unroll_steps):
             after = RandomState.now(point.lower)
             before.restore()  # for the same dropout masks
-            self.stats |= fidelity(self, above, point, vector, found)
+            self.stats |= fidelity(self, above, batches, point, vector, found)
             after.restore()
         return found
 
-    def _point(self, above: Problem, upper_loss: Loss | None) -> Point:
+    def _hypergradient_batches(self) -> list[Any]:
+        size = self.config.hypergradient_batch_size
+        if not size:
+            return self.batches
+        recent = getattr((self.train_data_loader or (None,))[0], "recent", None)
+        if recent is None:
+            raise UserError(
+                f"hypergradient_batch_size of problem {self.name!r} needs a loader with recent(), "
+                "as BatchStream has"
+            )
+        return [to_device(recent(len(self.batches), size), self.device)]
+
+    def _point(self, above: Problem, upper_loss: Loss | None, batches: list[Any]) -> Point:
         needs = self._method.needs
         assert self._bits is not None
         return Point(
-            lower_loss=StatelessLoss(self, self, above, self.cur_batch).of,
+            lower_loss=StatelessLoss(self, self, above, batches).of,
             lower=list(self.trainable_parameters()),
             upper=list(above.trainable_parameters()),
             bits=self._bits,
@@ -326,8 +377,7 @@ class Problem(ImplicitProblem):
             "inner_loop_start": self._inner_loop_start,
             "roll_back": (self.module_state_dict_cache, self.opitmizer_state_dict_cache),
             "bits": self._bits,
-            "batch": self.cur_batch,  # of the hypergradient, where an upper problem steps first
-            "gradients": [p.grad for p in self.trainable_parameters()],
+            "batches": self.batches,  # of the hypergradient, where an upper problem steps first
             "history": self._history.state_dict(),
             "loaders": [
                 loader.state_dict() if hasattr(loader, "state_dict") else None
@@ -343,10 +393,8 @@ class Problem(ImplicitProblem):
         self._inner_loop_start = state_dict["inner_loop_start"]
         self.module_state_dict_cache, self.opitmizer_state_dict_cache = state_dict["roll_back"]
         self._bits = state_dict["bits"]
-        self.cur_batch = to_device(state_dict["batch"], self.device)
-        gradients = to_device(state_dict["gradients"], self.device)
-        for p, gradient in zip(self.trainable_parameters(), gradients, strict=True):
-            p.grad = None if gradient is None else gradient.clone()
+        self.batches = to_device(state_dict["batches"], self.device)
+        self.cur_batch = self.batches[-1] if self.batches else None
         self._history.load_state_dict(state_dict["history"], self.trainable_parameters())
         for loader, state in zip(self.train_data_loader or (), state_dict["loaders"], strict=True):
             if state is not None:
@@ -357,3 +405,12 @@ class Problem(ImplicitProblem):
 
 def _take(grads: Iterator[Tensor | None], like: list[nn.Parameter]) -> list[Tensor | None]:
     return [next(grads) for _ in like]
+
+
+def _mean(stats: list[dict[str, Any]]) -> dict[str, Any]:
+    """The numbers of several micro-batches as those of one; what is no number is the last one's."""
+    mean = dict(stats[-1])
+    for name, value in mean.items() if len(stats) > 1 else ():
+        if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1):
+            mean[name] = sum(float(each[name]) for each in stats) / len(stats)
+    return mean

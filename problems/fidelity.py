@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,15 +31,21 @@ def is_due(every: int, count: int, unroll_steps: int) -> bool:
 
 
 def fidelity(
-    problem: Problem, above: Problem, point: Point, vector: list[Tensor], found: list[Tensor]
+    problem: Problem,
+    above: Problem,
+    batches: list[Any],
+    point: Point,
+    vector: list[Tensor],
+    found: list[Tensor],
 ) -> dict[str, float]:
-    """The used method against forward mode without autocast, on the batch of the last step.
+    """The used method against forward mode without autocast.
 
     Of a method that is a solver and a product, the reference keeps the solver, and also the
     relative error is given; of any other one it is identity + forward, whose length is another.
 
     Args:
         problem, above: the lower problem and the one that is above it.
+        batches: of the lower loss there.
         point: where ``found`` was taken.
         vector: v.
         found: the indirect term as the method gave it.
@@ -55,7 +61,7 @@ def fidelity(
         method = replace(method, product=ForwardMode)
     else:
         method, options = resolve("identity+forward"), {}
-    exact_loss = StatelessLoss(problem, problem, above, problem.cur_batch, autocast=False).of
+    exact_loss = StatelessLoss(problem, problem, above, batches, autocast=False).of
     exact = indirect_gradient(method, replace(point, lower_loss=exact_loss), vector, options)
     flat_found, flat_exact = (torch.cat([g.reshape(-1) for g in gs]) for gs in (found, exact))
     values = {"hypergradient_cosine": cosine(flat_found, flat_exact)}

@@ -26,7 +26,7 @@ class RecordedStep:
     state: State
     gradient: list[Tensor]
     lower: list[Tensor]
-    batch: Any
+    batches: list[Any]
     random: RandomState
 
 
@@ -70,7 +70,7 @@ class LowerHistory:
                 state,
                 _filled(self.gradient, parameters),
                 [p.detach().clone() for p in parameters],
-                problem.cur_batch,
+                problem.batches,
                 self.random,
             )
         )
@@ -86,7 +86,7 @@ class LowerHistory:
                 each.gradient,
                 each.lower,
                 past_randomness(
-                    StatelessLoss(problem, problem, above, each.batch).of, each.random, each.lower
+                    StatelessLoss(problem, problem, above, each.batches).of, each.random, each.lower
                 ),
             )
             for each in self.recorded
@@ -100,7 +100,7 @@ class LowerHistory:
                 "state": each.state,
                 "gradient": each.gradient,
                 "lower": each.lower,
-                "batch": each.batch,
+                "batches": each.batches,
                 "random": (each.random.cpu, each.random.cuda),
             }
             for each in self.recorded
@@ -114,7 +114,7 @@ class LowerHistory:
         self.recorded.clear()
         for each in state["steps"]:
             moved = to_device(
-                {name: each[name] for name in ("state", "gradient", "lower", "batch")}, device
+                {name: each[name] for name in ("state", "gradient", "lower", "batches")}, device
             )
             rules = [Rule(**rule) for rule in each["rules"]]
             self.recorded.append(

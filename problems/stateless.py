@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class StatelessLoss(nn.Module):
-    """A problem's loss on a batch as a pure function of the parameters φ below and α above.
+    """A problem's mean loss on micro-batches as a pure function of φ below and α above.
 
     ``functional_call`` puts the given tensors in the places of the two modules' parameters for the
     time of one evaluation. Buffers are lent as copies, so that a batch norm's running statistics
@@ -23,9 +24,8 @@ class StatelessLoss(nn.Module):
     Args:
         problem: whose loss; either ``lower`` or ``upper``.
         lower, upper: the problems whose trainable parameters are φ and α.
-        batch: what the loss is of.
+        batches: what the loss is of.
         autocast: whether the problem's own autocast holds.
-        scale: a factor of the loss.
 
     Raises:
         UserError: one module is a part of the other.
@@ -36,15 +36,14 @@ class StatelessLoss(nn.Module):
         problem: Problem,
         lower: Problem,
         upper: Problem,
-        batch: Any,
+        batches: Sequence[Any],
         autocast: bool = True,
-        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.lower = lower.module
         self.upper = upper.module
         self._problem = [problem]  # in a list, since nn.Module must not take it for a submodule
-        self._batch, self._autocast, self._scale = batch, autocast, scale
+        self._batches, self._autocast = batches, autocast
         self._names = tuple(
             [name for name, p in self.named_parameters(prefix="") if p.requires_grad]
         )
@@ -60,8 +59,9 @@ class StatelessLoss(nn.Module):
         """The loss with the parameters that are in place now."""
         (problem,) = self._problem
         step = problem.training_step_exec if self._autocast else problem.training_step
-        loss = step(self._batch)
-        return self._scale * (loss["loss"] if isinstance(loss, dict) else loss)
+        found = [step(batch) for batch in self._batches]
+        losses = [loss["loss"] if isinstance(loss, dict) else loss for loss in found]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
     def of(self, lower_params: list[Tensor], upper_params: list[Tensor]) -> Tensor:
         """The loss at these parameters."""

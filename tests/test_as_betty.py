@@ -165,7 +165,7 @@ def test_loaders_and_schedulers_come_from_hooks() -> None:
     [
         ("two levels", {"lower": every(10)}, {"upper": 10}),
         ("two levels", {"lower": every(5, warmup_steps=19)}, {"upper": 20}),
-        ("two levels", {"lower": every(5, gradient_accumulation=2)}, {"upper": 10}),
+        ("two levels", {"lower": every(5, gradient_accumulation=2)}, {"upper": 5}),
         ("two uppers", {"lower": every(8)}, {"first": 8, "second": 8}),
         # An upper problem waits for all its lower ones; each level counts the steps below it.
         ("two lowers", {"left": every(4), "right": every(6)}, {"upper": 6}),

@@ -275,7 +275,7 @@ def test_accumulated_fidelity_is_due_as_often_as_asked() -> None:
 
     engine.train_step = watched  # type: ignore[method-assign]
     engine.run()
-    assert due == 2  # the upper problem's two steps, after 8 and 16
+    assert due == 4
 
 
 def test_a_hessian_that_lacks_a_lower_response_is_refused() -> None:

@@ -50,12 +50,14 @@ def toy(
     upper: type[WeightingProblem] = Weighting,
     problem: dict[str, Any] | None = None,
     upper_problem: dict[str, Any] | None = None,
+    batch_sizes: tuple[int, int] = (16, 16),
     **config: Any,
 ) -> ReweightingEngine:
     """An engine that is ready to run.
 
     Args:
         problem, upper_problem: of the ProblemConfigs.
+        batch_sizes: of the lower and the upper problem.
         config: of the EngineConfig.
     """
     torch.manual_seed(0)
@@ -69,13 +71,13 @@ def toy(
             module=module,
             optimizer=chosen,
             scheduler=scheduler(chosen) if scheduler else None,
-            train_data_loader=BatchStream(rows(64, 1, True), 16, stack, 0),
+            train_data_loader=BatchStream(rows(64, 1, True), batch_sizes[0], stack, 0),
         ),
         upper(
             config=ProblemConfig(**upper_problem or {}),
             module=table,
             optimizer=torch.optim.AdamW(table.parameters(), lr=0.1),
-            train_data_loader=BatchStream(rows(32, 2, False), 16, stack, 0),
+            train_data_loader=BatchStream(rows(32, 2, False), batch_sizes[1], stack, 0),
         ),
         EngineConfig(train_iters=steps, strategy="cpu", **config),
     )

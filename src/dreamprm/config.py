@@ -69,6 +69,19 @@ class TinyConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters in the place of training the backbone; the readout is trained in full."""
+
+    rank: int = 0  # of every adapter; 0 for none
+    alpha: float = 16.0  # an adapter's product is scaled by alpha / rank
+    dropout: float = 0.0  # of an adapter's input, in training
+    # Names of linear layers, e.g. [q_proj, v_proj]; none for all that are not frozen.
+    targets: list[str] = field(default_factory=list)
+    # Saved as part of the weights; else on their own, and the backbone by its name.
+    merge: bool = True
+
+
+@dataclass
 class ModelConfig:
     """The process reward model."""
 
@@ -77,6 +90,10 @@ class ModelConfig:
     # Images are scaled to at most this many pixels; the backbone's own limit where not given.
     max_pixels: int | None = None
     freeze_vision: bool = False
+    # Keep the inputs of the layers only and compute the rest anew when it is needed: memory for
+    # one more forward pass.
+    gradient_checkpointing: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
     tiny: TinyConfig = field(default_factory=TinyConfig)
 
 
@@ -86,7 +103,13 @@ class OptimizerConfig:
 
     learning_rate: float = MISSING
     weight_decay: float = 0.0
-    batch_size: int = MISSING
+    batch_size: int = MISSING  # of a step
+    # Micro-batches that a step is computed in, one after the other. What compares samples with
+    # each other (pairwise, the means over a domain's steps) does so within a micro-batch.
+    accumulate: int = 1
+    # Lower level: micro-batches of solutions of similar length, with at most so many tokens each,
+    # padding included; batch_size is then the most solutions. Not with data.stratified.
+    max_tokens: int | None = None
     schedule: str = "constant"  # constant, linear, cosine, step
     warmup_steps: int = 0
     decay_every: int = 5000  # steps, for schedule: step
@@ -122,6 +145,8 @@ class Config:
     # or solver+product. identity takes the product that is right for the precision.
     hypergradient: str = "identity"
     hypergradient_options: dict[str, Any] = field(default_factory=dict)  # e.g. iterations, alpha
+    # Solutions of the last lower batch that the hypergradient is taken on; 0 for all.
+    hypergradient_batch_size: int = 0
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
     # pairwise, calibrated, aggregation_mse
     meta_loss: str = "pairwise"
@@ -163,6 +188,8 @@ AT_LEAST_ONE = (
     "validate_every",
     "lower.batch_size",
     "upper.batch_size",
+    "lower.accumulate",
+    "upper.accumulate",
     "data.max_tokens",
 )
 
@@ -293,6 +320,8 @@ def _check(config: Any, where: str) -> None:
         "seed",
         "checkpoint_every",
         "fidelity.every",
+        "hypergradient_batch_size",
+        "model.lora.rank",
         "lower.weight_decay",
         "lower.clip",
         "upper.clip",
@@ -304,7 +333,42 @@ def _check(config: Any, where: str) -> None:
         value = OmegaConf.select(config, key)
         if not 0 <= value < 1:
             raise UserError(f"{where}: {key} is {value}, expected at least 0 and less than 1")
+    dropout = config.model.lora.dropout
+    if not 0 <= dropout < 1:
+        raise UserError(
+            f"{where}: model.lora.dropout is {dropout}, expected at least 0 and less than 1"
+        )
+    if not config.model.lora.alpha > 0:
+        raise UserError(
+            f"{where}: model.lora.alpha is {config.model.lora.alpha}, expected more than 0"
+        )
+    if config.hypergradient_batch_size > config.lower.batch_size:
+        raise UserError(
+            f"{where}: hypergradient_batch_size is {config.hypergradient_batch_size}, "
+            f"expected at most lower.batch_size, {config.lower.batch_size}"
+        )
+    if config.lower.max_tokens is not None:
+        if config.data.stratified:
+            raise UserError(
+                f"{where}: lower.max_tokens fills batches by length, whatever the domain: "
+                "set data.stratified=false"
+            )
+        if config.lower.max_tokens < config.data.max_tokens:
+            raise UserError(
+                f"{where}: lower.max_tokens is {config.lower.max_tokens}, expected at least "
+                f"data.max_tokens, {config.data.max_tokens}"
+            )
+    if config.upper.max_tokens is not None:
+        raise UserError(f"{where}: upper.max_tokens is not for the upper level: batch_size is")
     for level in ("lower", "upper"):
+        size, parts = (
+            OmegaConf.select(config, f"{level}.{k}") for k in ("batch_size", "accumulate")
+        )
+        if size % parts:
+            raise UserError(
+                f"{where}: {level}.accumulate is {parts}, expected a divisor of "
+                f"{level}.batch_size, {size}"
+            )
         rate = OmegaConf.select(config, f"{level}.learning_rate")
         if not rate > 0:
             raise UserError(f"{where}: {level}.learning_rate is {rate}, expected more than 0")

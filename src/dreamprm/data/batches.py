@@ -76,6 +76,15 @@ class BatchStream:
             self.position += 1
             yield self.collate(batch)
 
+    def recent(self, batches: int, size: int) -> Any:
+        """One batch of the first ``size`` items, or all, of the last ``batches`` batches.
+
+        Of batches that are stratified, it is stratified in the same way.
+        """
+        first = max(0, self.position - batches)
+        items = [i for position in range(first, self.position) for i in self.indices(position)]
+        return self.collate([self.items[index] for index in items[:size]])
+
     def state_dict(self) -> dict[str, int]:
         """The place in the order."""
         return {"position": self.position}

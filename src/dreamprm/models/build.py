@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from dreamprm.config import ModelConfig
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError, unknown_name
+from dreamprm.models.checkpointing import enable_checkpointing
+from dreamprm.models.lora import add_lora, is_plain_backbone
 from dreamprm.models.reward_model import STEP_MARKER, ProcessRewardModel
 from dreamprm.models.tiny import (
     TINY_BACKBONES,
@@ -25,7 +28,8 @@ def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> P
         seed: of a tiny backbone's weights.
 
     Raises:
-        UserError: there is no such backbone, or it has no vision tower to freeze.
+        UserError: there is no such backbone, or it has no vision tower to freeze,
+            or its layers do not allow checkpointing, or none is a target of LoRA.
     """
     name = config.backbone
     if name.startswith("tiny-"):
@@ -49,4 +53,10 @@ def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> P
         if tower is None:
             raise UserError(f"model.freeze_vision is true, but {name} has no vision tower")
         tower.requires_grad_(False)
+    if config.lora.rank:
+        named = not name.startswith("tiny-") and is_plain_backbone(name, model.backbone)
+        base = (str(Path(name).resolve()) if Path(name).is_dir() else name) if named else None
+        model.adapter = add_lora(model.backbone, config.lora, base)
+    if config.gradient_checkpointing:
+        enable_checkpointing(model.backbone)
     return model

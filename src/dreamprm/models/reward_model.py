@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from dreamprm.data.batches import to_device
 from dreamprm.data.encoding import Encoder
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
+from dreamprm.models.lora import Adapter, load_backbone, save_backbone
 from dreamprm.progress import progress_bar
 
 log = logging.getLogger("dreamprm")
@@ -51,6 +52,7 @@ class ProcessRewardModel(nn.Module):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.step_marker = step_marker
+        self.adapter: Adapter | None = None  # LoRA of the backbone, if it has any
         config: Any = backbone.config
         self.readout = nn.Linear(config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.readout.weight)
@@ -116,8 +118,7 @@ class ProcessRewardModel(nn.Module):
         """Writes backbone, tokenizer, image processor and readout into one folder, safetensors."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        backbone: Any = self.backbone
-        backbone.save_pretrained(folder)
+        base = save_backbone(self.backbone, self.adapter, folder)
         self.tokenizer.save_pretrained(folder)
         if self.image_processor is not None:
             self.image_processor.save_pretrained(folder)
@@ -125,7 +126,7 @@ class ProcessRewardModel(nn.Module):
             {name: tensor.contiguous() for name, tensor in self.readout.state_dict().items()},
             folder / READOUT_FILE,
         )
-        settings = {"readout": "marker", "step_marker": self.step_marker}
+        settings = {"readout": "marker", "step_marker": self.step_marker} | base
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
     @classmethod
@@ -146,7 +147,7 @@ class ProcessRewardModel(nn.Module):
         settings_file = Path(path) / SETTINGS_FILE
         settings = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
         try:
-            backbone = AutoModel.from_pretrained(path, dtype=dtype)
+            backbone = load_backbone(path, settings, dtype)
             tokenizer = AutoTokenizer.from_pretrained(path)
             has_vision = getattr(AutoConfig.from_pretrained(path), "vision_config", None)
             image_processor = AutoImageProcessor.from_pretrained(path) if has_vision else None
