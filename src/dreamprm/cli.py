@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("data", metavar="DATA", help="trajectories")
     score.add_argument("--format", default="canonical", help="of DATA (default: canonical)")
     score.add_argument("--images", default="require", help="require, skip_missing or ignore")
-    score.add_argument("--batch-size", type=int, default=32, help="solutions per forward pass")
+    score.add_argument(
+        "--max-tokens", type=int, default=8192, help="per batch, with padding (default: 8192)"
+    )
     score.add_argument("--out", metavar="FILE", help="JSON Lines (default: standard output)")
     score.set_defaults(run=_score)
 
@@ -114,7 +116,7 @@ def _score(options: argparse.Namespace) -> None:
         options.out,
         format=options.format,
         images=options.images,
-        batch_size=options.batch_size,
+        max_tokens=options.max_tokens,
     )
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from dreamprm.data.formats import load_trajectories
-from dreamprm.errors import UserError
+from dreamprm.errors import UserError, need_whole
 from dreamprm.inference.evaluation import aggregate
 from dreamprm.models.reward_model import SETTINGS_FILE, ProcessRewardModel
+from dreamprm.models.token_batches import MAX_TOKENS
 
 
 def score_file(
@@ -21,7 +22,7 @@ def score_file(
     out: str | None,
     format: str = "canonical",
     images: str = "require",
-    batch_size: int = 32,
+    max_tokens: int = MAX_TOKENS,
 ) -> None:
     """Writes one line ``{"id", "scores", "aggregated"}`` per solution, in the order of the file.
 
@@ -31,13 +32,12 @@ def score_file(
         out: where to write, whole or not at all; None for standard output.
         format: of the data.
         images: what a missing image means, see ``load_trajectories``.
-        batch_size: solutions per forward pass.
+        max_tokens: tokens per batch, padding included.
 
     Raises:
         UserError: there is no reward model, or the data are wrong.
     """
-    if batch_size < 1:
-        raise UserError(f"--batch-size is {batch_size}, expected at least 1")
+    need_whole("--max-tokens", max_tokens, 1)
     folder = next(
         (f for f in (Path(model), Path(model) / "model") if (f / SETTINGS_FILE).is_file()), None
     )
@@ -46,7 +46,7 @@ def score_file(
     rows = load_trajectories(data, format, images=images)
     prm = ProcessRewardModel.from_pretrained(folder)
     prm.to("cuda" if torch.cuda.is_available() else "cpu")
-    logits = prm.step_logits(rows, batch_size, progress="score")
+    logits = prm.step_logits(rows, max_tokens, progress="score")
     lines = []
     for row, steps in zip(rows, logits, strict=True):
         scores = torch.tensor(steps, dtype=torch.float64).sigmoid().tolist()
