@@ -312,7 +312,7 @@ def test_wrong_files_and_folders(
     assert "no reward model in" in refused(capsys, "score", str(tmp_path), "x.jsonl")
     assert "no file x.jsonl" in refused(capsys, "score", str(finished), "x.jsonl")
     data = str(finished / "synthetic" / "meta.jsonl")
-    assert "--batch-size is 0" in refused(capsys, "score", str(finished), data, "--batch-size", "0")
+    assert "--max-tokens is 0" in refused(capsys, "score", str(finished), data, "--max-tokens", "0")
 
 
 def test_every_shipped_config_is_valid() -> None:

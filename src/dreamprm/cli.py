@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dreamprm: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        hint = "; --resume continues" if hasattr(options, "resume") else ""
+        lost = options.run is _score and options.out is None
+        hint = "; --resume continues" if hasattr(options, "resume") and not lost else ""
         print(f"dreamprm: interrupted{hint}", file=sys.stderr)
         return 130
     return 0
@@ -77,8 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("data", metavar="DATA", help="trajectories")
     score.add_argument("--format", default="canonical", help="of DATA (default: canonical)")
     score.add_argument("--images", default="require", help="require, skip_missing or ignore")
-    score.add_argument("--batch-size", type=int, default=32, help="solutions per forward pass")
+    score.add_argument(
+        "--max-tokens", type=int, default=8192, help="per batch, with padding (default: 8192)"
+    )
     score.add_argument("--out", metavar="FILE", help="JSON Lines (default: standard output)")
+    existing = score.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume", action="store_true", help="continue a scoring that was interrupted, if any"
+    )
+    existing.add_argument("--overwrite", action="store_true", help="replace what is in FILE")
     score.set_defaults(run=_score)
 
     methods = commands.add_parser(
@@ -126,7 +134,9 @@ def _score(options: argparse.Namespace) -> None:
         options.out,
         format=options.format,
         images=options.images,
-        batch_size=options.batch_size,
+        max_tokens=options.max_tokens,
+        resume=options.resume,
+        overwrite=options.overwrite,
     )
 
 

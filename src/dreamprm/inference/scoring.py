@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from dreamprm.data.formats import load_trajectories
-from dreamprm.errors import UserError
+from dreamprm.data.rows import read_rows
+from dreamprm.data.trajectory import Trajectory
+from dreamprm.errors import UserError, need_whole
 from dreamprm.inference.evaluation import aggregate
+from dreamprm.inference.journal import Journal, fingerprint
 from dreamprm.models.reward_model import SETTINGS_FILE, ProcessRewardModel
+from dreamprm.models.token_batches import MAX_TOKENS, Tally
+from dreamprm.progress import progress_bar
+
+log = logging.getLogger("dreamprm")
 
 
 def score_file(
@@ -21,44 +30,101 @@ def score_file(
     out: str | None,
     format: str = "canonical",
     images: str = "require",
-    batch_size: int = 32,
+    max_tokens: int = MAX_TOKENS,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Writes one line ``{"id", "scores", "aggregated"}`` per solution, in the order of the file.
 
     Args:
         model: a folder of a reward model, or a run directory.
         data: a file of trajectories.
-        out: where to write, whole or not at all; None for standard output.
+        out: where to write, whole or not at all; what is scored so far stands in ``out.partial``.
+            None for standard output.
         format: of the data.
         images: what a missing image means, see ``load_trajectories``.
-        batch_size: solutions per forward pass.
+        max_tokens: tokens per batch, padding included.
+        resume: continue a scoring that was interrupted; starts anew where there is none.
+        overwrite: replace an output that is there, once the new one is whole.
 
     Raises:
-        UserError: there is no reward model, or the data are wrong.
+        UserError: there is no reward model, the data are wrong, or there is an output already.
     """
-    if batch_size < 1:
-        raise UserError(f"--batch-size is {batch_size}, expected at least 1")
+    need_whole("--max-tokens", max_tokens, 1)
     folder = next(
         (f for f in (Path(model), Path(model) / "model") if (f / SETTINGS_FILE).is_file()), None
     )
     if folder is None:
         raise UserError(f"there is no reward model in {model}: expected a file {SETTINGS_FILE}")
+    partial = _partial(out, resume, overwrite)
     rows = load_trajectories(data, format, images=images)
+    if out is not None and resume and Path(out).exists() and not Path(f"{out}.partial").exists():
+        _refuse_another(Path(out), rows)
+        log.info("%s is complete", out)
+        return
     prm = ProcessRewardModel.from_pretrained(folder)
+    if partial and overwrite:
+        partial.unlink(missing_ok=True)
+    journal = Journal(partial, fingerprint(prm, rows, max_tokens)) if partial else None
     prm.to("cuda" if torch.cuda.is_available() else "cpu")
-    logits = prm.step_logits(rows, batch_size, progress="score")
-    lines = []
-    for row, steps in zip(rows, logits, strict=True):
-        scores = torch.tensor(steps, dtype=torch.float64).sigmoid().tolist()
-        total = torch.tensor(aggregate(steps), dtype=torch.float64).sigmoid().item()
-        lines.append(
-            json.dumps({"id": row.id, "scores": scores, "aggregated": total if steps else None})
-        )
-    text = "".join(line + "\n" for line in lines)
-    if out is None:
+    logits = dict(journal.logits) if journal else {}
+    if logits:
+        log.info("%s continues after %d solutions", out, len(logits))
+    tally = Tally()
+    total = sum(bool(row.steps) for row in rows)
+    with progress_bar("score", total, "solution", initial=len(logits)) as bar:
+        for batch, found in prm.scored_batches(rows, max_tokens, frozenset(logits)):
+            if journal:
+                journal.add(batch.rows, found)
+            logits.update(zip(batch.rows, found, strict=True))
+            tally.add(batch)
+            bar.update(len(found))
+    log.info("%s", tally)
+    text = "".join(_line(row, logits.get(i, [])) for i, row in enumerate(rows))
+    if out is None or journal is None:
         sys.stdout.write(text)
         return
-    partial = Path(out + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(text)
-    os.replace(partial, out)
+    whole = Path(f"{out}.tmp")
+    whole.write_text(text)
+    os.replace(whole, out)
+    journal.remove()
+
+
+def _line(row: Trajectory, logits: list[float]) -> str:
+    scores = torch.tensor(logits, dtype=torch.float64).sigmoid().tolist()
+    total = torch.tensor(aggregate(logits), dtype=torch.float64).sigmoid().item()
+    line = {"id": row.id, "scores": scores, "aggregated": total if logits else None}
+    return json.dumps(line) + "\n"
+
+
+def _partial(out: str | None, resume: bool, overwrite: bool) -> Path | None:
+    """The file of what is scored so far; refuses to lose an output that is there."""
+    if out is None:
+        if resume or overwrite:
+            raise UserError("--resume and --overwrite are for an output file: give one by --out")
+        return None
+    path, partial = Path(out), Path(f"{out}.partial")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, expected a file for the scores")
+    if not (resume or overwrite):
+        if partial.exists():
+            raise UserError(
+                f"{partial} holds a scoring that was interrupted: --resume continues it, "
+                "--overwrite starts anew"
+            )
+        if path.exists():
+            raise UserError(f"{path} is there already: --overwrite replaces it")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    return partial
+
+
+def _refuse_another(path: Path, rows: Sequence[Trajectory]) -> None:
+    try:
+        found = [row.get("id") for _, row in read_rows(path)] if path.suffix == ".jsonl" else None
+    except UserError as error:
+        raise UserError(f"{path} holds no scores, --overwrite replaces it: {error}") from error
+    if found is not None and found != [row.id for row in rows]:
+        raise UserError(f"{path} holds scores of other solutions: --overwrite replaces them")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,12 @@ from dreamprm.data.encoding import Encoder
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
 from dreamprm.models.lora import Adapter, load_backbone, save_backbone
+from dreamprm.models.shared_prefix import (
+    can_share_prefixes,
+    encode_groups,
+    last_hidden_state,
+)
+from dreamprm.models.token_batches import MAX_TOKENS, TokenBatch, token_batches
 from dreamprm.progress import progress_bar
 
 log = logging.getLogger("dreamprm")
@@ -64,7 +70,10 @@ class ProcessRewardModel(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Logits of the step scores, [b, S]; meaningful where ``batch["step_mask"]`` is true."""
-        hidden = self.backbone(**batch["inputs"], use_cache=False).last_hidden_state
+        if "prefixes" in batch:
+            hidden = last_hidden_state(self.backbone, batch)
+        else:
+            hidden = self.backbone(**batch["inputs"], use_cache=False).last_hidden_state
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
         at_markers = hidden[rows, batch["step_positions"]]
         # The readout is one row: in full precision it costs nothing, and scores near 0 and 1 keep
@@ -72,47 +81,73 @@ class ProcessRewardModel(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return self.readout(at_markers.to(self.readout.weight.dtype)).squeeze(-1)
 
-    def score(self, trajectories: Iterable[Trajectory], batch_size: int = 32) -> list[list[float]]:
+    def score(
+        self, trajectories: Iterable[Trajectory], max_tokens: int = MAX_TOKENS
+    ) -> list[list[float]]:
         """One score in (0, 1) per step of every trajectory, in the order given."""
-        logits = self.step_logits(trajectories, batch_size)
+        logits = self.step_logits(trajectories, max_tokens)
         return [torch.tensor(row, dtype=torch.float64).sigmoid().tolist() for row in logits]
 
-    @torch.inference_mode()
     def step_logits(
         self,
         trajectories: Iterable[Trajectory],
-        batch_size: int = 32,
+        max_tokens: int = MAX_TOKENS,
         progress: str | None = None,
     ) -> list[list[float]]:
-        """The logit of every step's score, in the order given.
-
-        The model is in evaluation mode for the call. Solutions of similar length share a batch; a
-        solution without steps gets an empty list.
+        """The logit of every step's score, in the order given; none for a solution without steps.
 
         Args:
-            trajectories: what to score.
-            batch_size: solutions per forward pass.
+            trajectories: what to score, see :meth:`scored_batches`.
+            max_tokens: tokens per batch, padding included.
             progress: what the progress bar is called; None shows none.
         """
         items = list(trajectories)
+        logits: list[list[float]] = [[] for _ in items]
+        with progress_bar(progress, sum(bool(item.steps) for item in items), "solution") as bar:
+            for batch, found in self.scored_batches(items, max_tokens):
+                for i, row in zip(batch.rows, found, strict=True):
+                    logits[i] = row
+                bar.update(len(found))
+        return logits
+
+    @torch.inference_mode()
+    def scored_batches(
+        self,
+        items: Sequence[Trajectory],
+        max_tokens: int = MAX_TOKENS,
+        done: Collection[int] = (),
+    ) -> Iterator[tuple[TokenBatch, list[list[float]]]]:
+        """Batches of solutions of similar length, each with the logits of its solutions' steps.
+
+        Solutions of one question, wherever they stand, run what they have in common once, if the
+        backbone can. The model is in evaluation mode until the last batch.
+
+        Args:
+            items: what to score; solutions without steps are in no batch.
+            max_tokens: tokens per batch, padding included.
+            done: the solutions of the first batches, which are left out; the other batches, and
+                so their logits to the last bit, are the same as without it.
+        """
         encode = self.encoder()
         device = self.readout.weight.device
-        order = [i for i, item in enumerate(items) if item.steps]
-        order.sort(key=lambda i: len(items[i].question) + sum(map(len, items[i].steps)))
-        logits: list[list[float]] = [[] for _ in items]
+        share = can_share_prefixes(self.backbone)
         was_training = self.training
         self.eval()
         try:
-            with progress_bar(progress, len(order), "solution") as bar:
-                for start in range(0, len(order), batch_size):
-                    indices = order[start : start + batch_size]
-                    batch = to_device(encode([items[i] for i in indices]), device)
-                    for i, row in zip(indices, self(batch).float().cpu(), strict=True):
-                        logits[i] = row[: len(items[i].steps)].tolist()
-                    bar.update(len(indices))
+            for batch in token_batches(encode, items, max_tokens, share, done):
+                groups = [[items[i] for i in piece.rows] for piece in batch.pieces]
+                rows = [row for group in groups for row in group]
+                encoded = encode_groups(encode, groups) if batch.shared else encode(rows)
+                logits = self(to_device(encoded, device)).float().cpu()
+                yield (
+                    batch,
+                    [
+                        found[: len(row.steps)].tolist()
+                        for row, found in zip(rows, logits, strict=True)
+                    ],
+                )
         finally:
             self.train(was_training)
-        return logits
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes backbone, tokenizer, image processor and readout into one folder, safetensors."""

@@ -1,0 +1,174 @@
+"""``dreamprm score``: killed at any moment, nothing is lost, and the final file is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreamprm.cli import main
+from dreamprm.config import ModelConfig, TinyConfig
+from dreamprm.data.formats import save_trajectories
+from dreamprm.data.trajectory import Trajectory
+from dreamprm.models.build import build_model
+from dreamprm.models.reward_model import ProcessRewardModel
+
+BUDGET = ["--max-tokens", "150"]
+
+
+def solutions() -> list[Trajectory]:
+    rng = random.Random(0)
+    rows = [
+        Trajectory(
+            f"{question}/{candidate}",
+            "d",
+            f"question {question}?",
+            tuple("so " * rng.randint(1, 9) + str(rng.random()) for _ in range(candidate)),
+        )
+        for question in range(60)
+        for candidate in range(1 + question % 5)
+    ]
+    rng.shuffle(rows)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, solutions, and their scores of a run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("scoring")
+    rows = solutions()
+    tiny = TinyConfig(width=32, layers=2, heads=2, vocabulary=300)
+    model = build_model(ModelConfig("tiny-qwen2", tiny=tiny), rows, seed=0)
+    torch.nn.init.normal_(model.readout.weight, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(folder / "model")
+    save_trajectories(folder / "data.jsonl", rows)
+    assert score(folder, folder / "whole.jsonl") == 0
+    return folder
+
+
+def score(folder: Path, out: Path, *options: str) -> int:
+    files = [str(folder / "model"), str(folder / "data.jsonl"), "--out", str(out)]
+    return main(["score", *files, *BUDGET, *options])
+
+
+def killed(folder: Path, out: Path, lines: int, *options: str) -> None:
+    """Scores in another process, and kills it once the journal has so many lines."""
+    process = os.fork()
+    if process == 0:
+        torch.set_num_threads(1)  # a fork inherits no threads to share work with
+        os._exit(score(folder, out, *options))
+    partial = Path(f"{out}.partial")
+    deadline = time.monotonic() + 60
+    while not partial.exists() or partial.read_bytes().count(b"\n") < lines:
+        assert os.waitpid(process, os.WNOHANG) == (0, 0)
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def test_a_killed_scoring_resumes_to_the_same_bytes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "scores.jsonl"
+    partial = tmp_path / "scores.jsonl.partial"
+    killed(folder, out, 3)
+    killed(folder, out, 11, "--resume")
+    with partial.open("ab") as file:  # as where the kill tears a line
+        file.write(b'{"3": [0.5')
+    killed(folder, out, 20, "--resume")
+    assert not out.exists()
+    done = [row for line in partial.read_text().splitlines()[1:] for row in json.loads(line)]
+    assert len(done) == len(set(done)) >= 20
+    scored: list[str] = []
+    batches = ProcessRewardModel.scored_batches
+
+    def spy(*arguments):  # type: ignore[no-untyped-def]
+        for batch, logits in batches(*arguments):
+            scored.extend(map(str, batch.rows))
+            yield batch, logits
+
+    monkeypatch.setattr(ProcessRewardModel, "scored_batches", spy)
+    assert score(folder, out, "--resume") == 0
+    assert scored
+    rows = solutions()
+    assert sorted(done + scored) == sorted(str(i) for i, row in enumerate(rows) if row.steps)
+    assert out.read_bytes() == (folder / "whole.jsonl").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.jsonl"]
+
+
+def test_scores_are_in_the_order_of_the_file(folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "whole.jsonl").read_text().splitlines()]
+    rows = solutions()
+    assert [line["id"] for line in lines] == [row.id for row in rows]
+    expected = ProcessRewardModel.from_pretrained(folder / "model").score(rows)
+    for line, scores in zip(lines, expected, strict=True):
+        assert line["scores"] == pytest.approx(scores, abs=1e-5)
+        assert (line["aggregated"] is None) == (not scores)
+
+
+def test_an_output_is_not_lost(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.jsonl"
+
+    def refused(*options: str) -> str:
+        assert score(folder, out, *options) == 2
+        return capsys.readouterr().err
+
+    killed(folder, out, 3)
+    begun = Path(f"{out}.partial").read_bytes()
+    assert "--resume continues it" in refused()
+    assert "begun with another --max-tokens" in refused("--resume", "--max-tokens", "151")
+    other = tmp_path / "other"
+    model = ProcessRewardModel.from_pretrained(folder / "model")
+    with torch.no_grad():
+        model.readout.bias += 1
+    model.save_pretrained(other / "model")
+    rows = solutions()
+    save_trajectories(other / "data.jsonl", rows)
+    assert score(other, out, "--resume") == 2
+    assert "begun with another model:" in capsys.readouterr().err
+    save_trajectories(other / "data.jsonl", [replace(rows[0], question="?"), *rows[1:]])
+    assert score(other, out, "--resume") == 2
+    assert "begun with another model, solutions:" in capsys.readouterr().err
+    assert Path(f"{out}.partial").read_bytes() == begun
+    assert not out.exists()
+
+    out.write_text("mine")
+    Path(f"{out}.partial").unlink()
+    assert "--overwrite replaces it" in refused()
+    assert "holds no scores" in refused("--resume")
+    out.write_text('{"id": "x"}\n')
+    assert "scores of other solutions" in refused("--resume")
+    assert score(folder, out, "--overwrite") == 0
+    assert out.read_bytes() == (folder / "whole.jsonl").read_bytes()
+    written = out.stat().st_mtime_ns
+    assert score(folder, out, "--resume") == 0  # complete: there is nothing to do
+    assert out.stat().st_mtime_ns == written
+    out = tmp_path
+    assert "is a folder" in refused()
+    files = [str(folder / "model"), str(folder / "data.jsonl")]
+    assert main(["score", *files, "--resume"]) == 2
+    assert "give one by --out" in capsys.readouterr().err
+
+
+def test_a_mistake_leaves_nothing_to_resume(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = solutions()[:5]
+    (tmp_path / "image.png").write_bytes(b"no image")
+    pictured = [replace(row, images=(tmp_path / "image.png",)) for row in rows]
+    save_trajectories(tmp_path / "data.jsonl", pictured)
+    out = tmp_path / "scores.jsonl"
+    files = [str(folder / "model"), str(tmp_path / "data.jsonl"), "--out", str(out)]
+    assert main(["score", *files]) == 2
+    assert "reads text only" in capsys.readouterr().err
+    assert not Path(f"{out}.partial").exists()
