@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dreamprm.config import ModelConfig
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError, unknown_name
+from dreamprm.models.families import FAMILIES, QWEN_TOKENS, family_of
 from dreamprm.models.reward_model import STEP_MARKER, ProcessRewardModel
 from dreamprm.models.tiny import (
     TINY_BACKBONES,
@@ -33,20 +34,25 @@ def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> P
             raise UserError(unknown_name("tiny backbone", name, TINY_BACKBONES))
         tiny = config.tiny
         texts = (text for row in rows for text in (row.question, *row.steps))
-        tokenizer = tiny_tokenizer(texts, tiny.vocabulary, STEP_MARKER)
+        family = FAMILIES.get(TINY_BACKBONES[name])
+        tokenizer = tiny_tokenizer(
+            texts,
+            tiny.vocabulary,
+            STEP_MARKER,
+            [*family.tokens.values(), *family.words] if family else QWEN_TOKENS.values(),
+        )
         backbone = tiny_backbone(
             name, tokenizer, tiny.width, tiny.layers, tiny.heads, tiny.vision_layers, seed
         )
-        processor = tiny_image_processor(tiny.max_pixels) if name == "tiny-qwen2-vl" else None
+        processor = tiny_image_processor(name, backbone, tiny.max_pixels)
         model = ProcessRewardModel(backbone, tokenizer, processor)
     else:
         model = ProcessRewardModel.from_pretrained(name)
-    if config.max_pixels is not None and model.image_processor is not None:
-        size = dict(model.image_processor.size)
-        model.image_processor.size = size | {"longest_edge": config.max_pixels}
+    family = family_of(model.backbone.config)
+    if config.max_pixels is not None and family is not None:
+        family.limit_pixels(model.image_processor, model.backbone.config, config.max_pixels)
     if config.freeze_vision:
-        tower = getattr(model.backbone, "visual", None)
-        if tower is None:
+        if family is None:
             raise UserError(f"model.freeze_vision is true, but {name} has no vision tower")
-        tower.requires_grad_(False)
+        model.backbone.get_submodule(family.tower).requires_grad_(False)
     return model

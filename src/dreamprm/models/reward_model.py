@@ -17,6 +17,8 @@ from dreamprm.data.batches import to_device
 from dreamprm.data.encoding import Encoder
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
+from dreamprm.models.families import family_of
+from dreamprm.models.images import FamilyImages
 from dreamprm.progress import progress_bar
 
 log = logging.getLogger("dreamprm")
@@ -33,7 +35,8 @@ class ProcessRewardModel(nn.Module):
     does not depend on what follows it.
 
     Args:
-        backbone: a causal Hugging Face model without its vocabulary head, text-only or Qwen2-VL.
+        backbone: a causal Hugging Face model without its vocabulary head, text-only or of a family
+            in ``dreamprm.models.families``.
         tokenizer: its tokenizer, with ``step_marker`` as one token.
         image_processor: its image processor; None for a text-only backbone.
         step_marker: the token that ends each step.
@@ -52,13 +55,15 @@ class ProcessRewardModel(nn.Module):
         self.image_processor = image_processor
         self.step_marker = step_marker
         config: Any = backbone.config
+        family = family_of(config)
+        self.images = family and FamilyImages(family, image_processor, tokenizer, config)
         self.readout = nn.Linear(config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.readout.weight)
         nn.init.zeros_(self.readout.bias)
 
     def encoder(self, domains: Sequence[str] = ()) -> Encoder:
         """What turns trajectories into this model's batches."""
-        return Encoder(self.tokenizer, self.image_processor, self.step_marker, domains)
+        return Encoder(self.tokenizer, self.images, self.step_marker, domains)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Logits of the step scores, [b, S]; meaningful where ``batch["step_mask"]`` is true."""
@@ -146,10 +151,15 @@ class ProcessRewardModel(nn.Module):
         settings_file = Path(path) / SETTINGS_FILE
         settings = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
         try:
+            family = family_of(AutoConfig.from_pretrained(path))
             backbone = AutoModel.from_pretrained(path, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(path)
-            has_vision = getattr(AutoConfig.from_pretrained(path), "vision_config", None)
-            image_processor = AutoImageProcessor.from_pretrained(path) if has_vision else None
+            image_processor = AutoImageProcessor.from_pretrained(path) if family else None
+        except ImportError as error:
+            raise UserError(
+                f"the image processor of {str(path)!r} needs a package that is missing: {error}; "
+                "install the torchvision that goes with your torch (pytorch.org lists the pairs)"
+            ) from error
         except (OSError, ValueError) as error:
             raise UserError(f"cannot load a model from {str(path)!r}: {error}") from error
         marker = settings.get("step_marker", STEP_MARKER)
