@@ -8,7 +8,7 @@ from dreamprm.config import ModelConfig
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError, unknown_name
 from dreamprm.models.families import FAMILIES, QWEN_TOKENS, family_of
-from dreamprm.models.reward_model import STEP_MARKER, ProcessRewardModel
+from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.tiny import (
     TINY_BACKBONES,
     tiny_backbone,
@@ -29,6 +29,9 @@ def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> P
         UserError: there is no such backbone, or it has no vision tower to freeze.
     """
     name = config.backbone
+    settings = {"readout": config.readout, "step_marker": config.step_marker}
+    if config.readout == "generative":
+        settings |= {"positive": config.positive, "negative": config.negative}
     if name.startswith("tiny-"):
         if name not in TINY_BACKBONES:
             raise UserError(unknown_name("tiny backbone", name, TINY_BACKBONES))
@@ -38,16 +41,16 @@ def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> P
         tokenizer = tiny_tokenizer(
             texts,
             tiny.vocabulary,
-            STEP_MARKER,
+            config.step_marker,
             [*family.tokens.values(), *family.words] if family else QWEN_TOKENS.values(),
         )
         backbone = tiny_backbone(
             name, tokenizer, tiny.width, tiny.layers, tiny.heads, tiny.vision_layers, seed
         )
         processor = tiny_image_processor(name, backbone, tiny.max_pixels)
-        model = ProcessRewardModel(backbone, tokenizer, processor)
+        model = ProcessRewardModel(backbone, tokenizer, processor, **settings)
     else:
-        model = ProcessRewardModel.from_pretrained(name)
+        model = ProcessRewardModel.from_pretrained(name, **settings)
     family = family_of(model.backbone.config)
     if config.max_pixels is not None and family is not None:
         family.limit_pixels(model.image_processor, model.backbone.config, config.max_pixels)
