@@ -186,3 +186,24 @@ def test_the_config_names_readouts() -> None:
     assert load_config("demo", ["model.readout=prefix"]).model.readout == "prefix"
     with pytest.raises(UserError, match="did you mean 'generative'"):
         load_config("demo", ["model.readout=generativ"])
+
+
+@pytest.mark.parametrize("readout", ["vocabulary", "generative"])
+def test_a_shared_head_follows_the_embeddings_in_stateless_calls(
+    readout: str, tmp_path: Path
+) -> None:
+    """Hypergradients put other tensors in the parameters' places, under one name each."""
+    data = rows(tmp_path, images=False)
+    model = build_model(ModelConfig("tiny-qwen2", readout=readout, tiny=TINY), data, seed=0)
+    assert "head.weight" not in dict(model.named_parameters())
+    batch = model.encoder()(data)
+    if readout == "vocabulary":
+        torch.nn.init.normal_(model.readout.weight, std=0.01)
+    other = {name: p.detach() * 1.1 for name, p in model.named_parameters()}
+    found = torch.func.functional_call(model, other, (batch,))
+    before = model(batch)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(other[name])
+    assert torch.equal(found, model(batch))
+    assert not torch.allclose(found, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from dreamprm.config import ModelConfig
 from dreamprm.data.trajectory import Trajectory
@@ -29,7 +30,7 @@ def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> P
         UserError: there is no such backbone, or it has no vision tower to freeze.
     """
     name = config.backbone
-    settings = {"readout": config.readout, "step_marker": config.step_marker}
+    settings: dict[str, Any] = {"readout": config.readout, "step_marker": config.step_marker}
     if config.readout == "generative":
         settings |= {"positive": config.positive, "negative": config.negative}
     if name.startswith("tiny-"):

@@ -63,9 +63,10 @@ class TinySize:
     @property
     def vision(self) -> dict[str, int]:
         """Entries that most vision configs have."""
+        width = 2 * self.width // 3 // 16 * 16
         return {
-            "hidden_size": 2 * self.width // 3 // 16 * 16,
-            "intermediate_size": 2 * (2 * self.width // 3 // 16 * 16),
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
             "num_hidden_layers": self.vision_layers,
             "num_attention_heads": 4,
         }
@@ -90,13 +91,8 @@ def _mrope(size: TinySize) -> dict[str, Any]:
 
 
 def _qwen2_tiny(size: TinySize) -> tuple[dict[str, Any], dict[str, Any]]:
-    vision = {
-        "depth": size.vision_layers,
-        "embed_dim": size.vision["hidden_size"],
-        "hidden_size": size.width,
-        "num_heads": 4,
-        "mlp_ratio": 2,
-    }
+    vision = {"depth": size.vision_layers, "embed_dim": size.vision["hidden_size"]}
+    vision |= {"hidden_size": size.width, "num_heads": 4, "mlp_ratio": 2}
     return {"text_config": {"rope_parameters": _mrope(size)}, "vision_config": vision}, {}
 
 
@@ -137,11 +133,8 @@ def _internvl_limit(processor: Any, config: Any, pixels: int) -> None:
 
 def _internvl_tiny(size: TinySize) -> tuple[dict[str, Any], dict[str, Any]]:
     vision = size.vision | {"image_size": [_TILE, _TILE], "patch_size": [14, 14]}
-    return {
-        "text_config": {"model_type": "qwen2"},
-        "vision_config": vision,
-        "image_seq_length": 4,
-    }, {"size": {"height": _TILE, "width": _TILE}}
+    text = {"text_config": {"model_type": "qwen2"}, "vision_config": vision}
+    return text | {"image_seq_length": 4}, {"size": {"height": _TILE, "width": _TILE}}
 
 
 # LLaVA-OneVision: the image padded to a square; where it is the only one of its question also cut
@@ -214,11 +207,9 @@ def _smolvlm_limit(processor: Any, config: Any, pixels: int) -> None:
 
 def _smolvlm_tiny(size: TinySize) -> tuple[dict[str, Any], dict[str, Any]]:
     vision = size.vision | {"image_size": _TILE, "patch_size": 14}
-    return {
-        "text_config": {"model_type": "llama"},
-        "vision_config": vision,
-        "scale_factor": 2,
-    }, {"size": {"longest_edge": 2 * _TILE}, "max_image_size": {"longest_edge": _TILE}}
+    text = {"text_config": {"model_type": "llama"}, "vision_config": vision, "scale_factor": 2}
+    sizes = {"size": 2 * _TILE, "max_image_size": _TILE}
+    return text, {key: {"longest_edge": size} for key, size in sizes.items()}
 
 
 _TILE = 56  # pixels on a side of a tiny model's tile, 4 tokens; 28 × 28 pixels a token, as Qwen-VL

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -77,7 +77,7 @@ class ProcessRewardModel(nn.Module):
         self.image_processor = image_processor
         config: Any = backbone.config
         family = family_of(config)
-        self.images = family and FamilyImages(family, image_processor, tokenizer, config)
+        self.images = FamilyImages(family, image_processor, tokenizer, config) if family else None
         self.step_marker = step_marker
         self.settings = {"readout": readout, "step_marker": step_marker}
         tokens = []
@@ -86,8 +86,9 @@ class ProcessRewardModel(nn.Module):
             tokens = [one_token(tokenizer, word) for word in (positive, negative)]
         kind = READOUTS[readout]
         self.layout = kind.layout
-        self.head = (head or head_of(backbone)) if kind.needs_head else None
-        words = self.head.weight.shape[0] if self.head is not None else 0  # type: ignore[union-attr]
+        head = (head or head_of(backbone)) if kind.needs_head else None
+        words = cast(Any, head).weight.shape[0] if head is not None else 0
+        self.head = head
         self.readout = kind.build(config.get_text_config().hidden_size, words, tokens)
 
     def encoder(self, domains: Sequence[str] = ()) -> Encoder:
