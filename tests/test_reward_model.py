@@ -14,10 +14,11 @@ from dreamprm.config import ModelConfig, TinyConfig
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
 from dreamprm.models.build import build_model
+from dreamprm.models.families import FAMILIES
 from dreamprm.models.reward_model import STEP_MARKER, ProcessRewardModel
 from dreamprm.models.tiny import TINY_BACKBONES
 
-TINY = TinyConfig(width=32, layers=2, heads=2, vision_layers=1, vocabulary=300)
+TINY = TinyConfig(width=32, layers=2, heads=2, vision_layers=2, vocabulary=300)
 
 
 def rows(folder: Path, images: bool) -> list[Trajectory]:
@@ -39,7 +40,7 @@ def case(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[ProcessRewardModel, list[Trajectory]]:
     folder = tmp_path_factory.mktemp("images")
-    data = rows(folder, images=request.param == "tiny-qwen2-vl")
+    data = rows(folder, images=TINY_BACKBONES[request.param] in FAMILIES)
     model = build_model(ModelConfig(request.param, tiny=TINY), data, seed=0)
     # An untrained readout is zero and would make every test below pass.
     torch.nn.init.normal_(model.readout.weight, generator=torch.Generator().manual_seed(0))
@@ -120,7 +121,8 @@ def test_special_tokens_in_somebodys_text_are_text(
     case: tuple[ProcessRewardModel, list[Trajectory]],
 ) -> None:
     model, data = case
-    tricky = replace(data[2], steps=(f"a {STEP_MARKER} b <|image_pad|>",))
+    placeholder = model.images.placeholder if model.images else "<|image_pad|>"
+    tricky = replace(data[2], steps=(f"a {STEP_MARKER} b {placeholder}",))
     ids, positions = model.encoder().tokens(tricky)
     assert ids.count(model.encoder().marker_id) == 1
     assert positions == [len(ids) - 1]

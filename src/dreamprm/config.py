@@ -85,8 +85,15 @@ class LoraConfig:
 class ModelConfig:
     """The process reward model."""
 
-    # A folder or hub name, or tiny-qwen2-vl, tiny-qwen2, tiny-qwen3 for random weights.
+    # A folder or hub name, or for random weights a name of dreamprm.models.tiny, as tiny-qwen2-vl.
     backbone: str = MISSING
+    # marker: a linear map of the hidden state at each step's marker; vocabulary: of the vocabulary
+    # logits there (the DreamPRM paper); generative: the log-odds of two words there; prefix:
+    # vocabulary with every prefix a chat turn of its own (the published code). docs/models.md
+    readout: str = "marker"
+    step_marker: str = "<|step|>"  # the token that ends each step; a new one if need be
+    positive: str = "+"  # words of the generative readout, one token each
+    negative: str = "-"
     # Images are scaled to at most this many pixels; the backbone's own limit where not given.
     max_pixels: int | None = None
     freeze_vision: bool = False
@@ -175,6 +182,7 @@ CHOICES = {
     "weighting": ("domain_table", "uniform"),
     "precision": ("fp32", "bf16"),
     "device": ("default", "cpu", "gpu"),
+    "model.readout": ("marker", "vocabulary", "generative", "prefix"),
     "data.labels": ("steps", "outcome"),
     "data.images": ("require", "skip_missing", "ignore"),
     "lower.schedule": ("constant", "linear", "cosine", "step"),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dreamprm.config import ModelConfig
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError, unknown_name
 from dreamprm.models.checkpointing import enable_checkpointing
+from dreamprm.models.families import FAMILIES, QWEN_TOKENS, family_of
 from dreamprm.models.lora import add_lora, is_plain_backbone
-from dreamprm.models.reward_model import STEP_MARKER, ProcessRewardModel
+from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.tiny import (
     TINY_BACKBONES,
     tiny_backbone,
@@ -32,30 +34,40 @@ def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> P
             or its layers do not allow checkpointing, or none is a target of LoRA.
     """
     name = config.backbone
+    settings: dict[str, Any] = {"readout": config.readout, "step_marker": config.step_marker}
+    if config.readout == "generative":
+        settings |= {"positive": config.positive, "negative": config.negative}
     if name.startswith("tiny-"):
         if name not in TINY_BACKBONES:
             raise UserError(unknown_name("tiny backbone", name, TINY_BACKBONES))
         tiny = config.tiny
         texts = (text for row in rows for text in (row.question, *row.steps))
-        tokenizer = tiny_tokenizer(texts, tiny.vocabulary, STEP_MARKER)
+        family = FAMILIES.get(TINY_BACKBONES[name])
+        tokenizer = tiny_tokenizer(
+            texts,
+            tiny.vocabulary,
+            config.step_marker,
+            [*family.tokens.values(), *family.words] if family else QWEN_TOKENS.values(),
+        )
         backbone = tiny_backbone(
             name, tokenizer, tiny.width, tiny.layers, tiny.heads, tiny.vision_layers, seed
         )
-        processor = tiny_image_processor(tiny.max_pixels) if name == "tiny-qwen2-vl" else None
-        model = ProcessRewardModel(backbone, tokenizer, processor)
+        processor = tiny_image_processor(name, backbone, tiny.max_pixels)
+        model = ProcessRewardModel(backbone, tokenizer, processor, **settings)
     else:
-        model = ProcessRewardModel.from_pretrained(name)
-    if config.max_pixels is not None and model.image_processor is not None:
-        size = dict(model.image_processor.size)
-        model.image_processor.size = size | {"longest_edge": config.max_pixels}
+        model = ProcessRewardModel.from_pretrained(name, **settings)
+    family = family_of(model.backbone.config)
+    if config.max_pixels is not None and family is not None:
+        family.limit_pixels(model.image_processor, model.backbone.config, config.max_pixels)
     if config.freeze_vision:
-        tower = getattr(model.backbone, "visual", None)
-        if tower is None:
+        if family is None:
             raise UserError(f"model.freeze_vision is true, but {name} has no vision tower")
-        tower.requires_grad_(False)
+        model.backbone.get_submodule(family.tower).requires_grad_(False)
     if config.lora.rank:
         named = not name.startswith("tiny-") and is_plain_backbone(name, model.backbone)
         base = (str(Path(name).resolve()) if Path(name).is_dir() else name) if named else None
+        if model.head is not None:
+            model.head.requires_grad_(False)
         model.adapter = add_lora(model.backbone, config.lora, base)
     if config.gradient_checkpointing:
         enable_checkpointing(model.backbone)

@@ -1,4 +1,4 @@
-"""The process reward model: a Hugging Face backbone read at the step markers, all steps at once."""
+"""The process reward model: a Hugging Face backbone read at every step of a solution at once."""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 
 from dreamprm.data.batches import to_device
 from dreamprm.data.encoding import Encoder
 from dreamprm.data.trajectory import Trajectory
-from dreamprm.errors import UserError
+from dreamprm.errors import UserError, unknown_name
+from dreamprm.models.families import family_of
+from dreamprm.models.images import FamilyImages
 from dreamprm.models.lora import Adapter, load_backbone, save_backbone
+from dreamprm.models.readouts import READOUTS, head_of, one_token
 from dreamprm.models.shared_prefix import (
     can_share_prefixes,
     encode_groups,
@@ -30,20 +39,29 @@ log = logging.getLogger("dreamprm")
 
 STEP_MARKER = "<|step|>"
 SETTINGS_FILE, READOUT_FILE = "prm.json", "readout.safetensors"
+HEAD = "head."  # before the names of a vocabulary head's tensors, in READOUT_FILE
 
 
 class ProcessRewardModel(nn.Module):
     """Gives every step of a solution a score in (0, 1): how likely it still ends right.
 
-    One forward pass scores all steps: a marker token ends each step, and a linear map reads the
+    One forward pass scores all steps: a marker token ends each step, and the readout makes the
     score's logit from the backbone's hidden state there. Attention is causal, so a step's score
     does not depend on what follows it.
 
     Args:
-        backbone: a causal Hugging Face model without its vocabulary head, text-only or Qwen2-VL.
+        backbone: a causal Hugging Face model without its vocabulary head, text-only or of a family
+            in ``dreamprm.models.families``.
         tokenizer: its tokenizer, with ``step_marker`` as one token.
         image_processor: its image processor; None for a text-only backbone.
         step_marker: the token that ends each step.
+        readout: a name of ``dreamprm.models.readouts.READOUTS``.
+        head: the backbone's vocabulary head, for the readouts that need one; by default it shares
+            its weights with the backbone's input embeddings.
+        positive, negative: the two words of the ``generative`` readout, one token each.
+
+    Raises:
+        UserError: there is no such readout or backbone family, or a word is not one token.
     """
 
     def __init__(
@@ -52,21 +70,37 @@ class ProcessRewardModel(nn.Module):
         tokenizer: Any,
         image_processor: Any | None = None,
         step_marker: str = STEP_MARKER,
+        readout: str = "marker",
+        head: nn.Module | None = None,
+        positive: str = "+",
+        negative: str = "-",
     ) -> None:
         super().__init__()
+        if readout not in READOUTS:
+            raise UserError(unknown_name("readout", readout, READOUTS))
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.image_processor = image_processor
-        self.step_marker = step_marker
         self.adapter: Adapter | None = None  # LoRA of the backbone, if it has any
         config: Any = backbone.config
-        self.readout = nn.Linear(config.get_text_config().hidden_size, 1)
-        nn.init.zeros_(self.readout.weight)
-        nn.init.zeros_(self.readout.bias)
+        family = family_of(config)
+        self.images = FamilyImages(family, image_processor, tokenizer, config) if family else None
+        self.step_marker = step_marker
+        self.settings = {"readout": readout, "step_marker": step_marker}
+        tokens = []
+        if readout == "generative":
+            self.settings |= {"positive": positive, "negative": negative}
+            tokens = [one_token(tokenizer, word) for word in (positive, negative)]
+        kind = READOUTS[readout]
+        self.layout = kind.layout
+        head = (head or head_of(backbone)) if kind.needs_head else None
+        words = cast(Any, head).weight.shape[0] if head is not None else 0
+        self.head = head
+        self.readout = kind.build(config.get_text_config().hidden_size, words, tokens)
 
     def encoder(self, domains: Sequence[str] = ()) -> Encoder:
         """What turns trajectories into this model's batches."""
-        return Encoder(self.tokenizer, self.image_processor, self.step_marker, domains)
+        return Encoder(self.tokenizer, self.images, self.step_marker, domains, self.layout)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Logits of the step scores, [b, S]; meaningful where ``batch["step_mask"]`` is true."""
@@ -74,12 +108,7 @@ class ProcessRewardModel(nn.Module):
             hidden = last_hidden_state(self.backbone, batch)
         else:
             hidden = self.backbone(**batch["inputs"], use_cache=False).last_hidden_state
-        rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-        at_markers = hidden[rows, batch["step_positions"]]
-        # The readout is one row: in full precision it costs nothing, and scores near 0 and 1 keep
-        # their order under bf16 autocast.
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.readout(at_markers.to(self.readout.weight.dtype)).squeeze(-1)
+        return self.readout(hidden[batch["step_rows"], batch["step_positions"]], self.head)
 
     def score(
         self, trajectories: Iterable[Trajectory], max_tokens: int = MAX_TOKENS
@@ -129,8 +158,8 @@ class ProcessRewardModel(nn.Module):
                 so their logits to the last bit, are the same as without it.
         """
         encode = self.encoder()
-        device = self.readout.weight.device
-        share = can_share_prefixes(self.backbone)
+        device = next(self.parameters()).device
+        share = self.layout == "markers" and can_share_prefixes(self.backbone)
         was_training = self.training
         self.eval()
         try:
@@ -153,53 +182,87 @@ class ProcessRewardModel(nn.Module):
         """Writes backbone, tokenizer, image processor and readout into one folder, safetensors."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        base = save_backbone(self.backbone, self.adapter, folder)
+        backbone: Any = self.backbone
+        base = save_backbone(backbone, self.adapter, folder)
         self.tokenizer.save_pretrained(folder)
         if self.image_processor is not None:
             self.image_processor.save_pretrained(folder)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in self.readout.state_dict().items()},
-            folder / READOUT_FILE,
-        )
-        settings = {"readout": "marker", "step_marker": self.step_marker} | base
-        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+        tensors = dict(self.readout.state_dict())
+        if self.head is not None and self.head.weight is not backbone.get_input_embeddings().weight:
+            tensors |= self.head.state_dict(prefix=HEAD)
+        save_file({name: t.contiguous() for name, t in tensors.items()}, folder / READOUT_FILE)
+        (folder / SETTINGS_FILE).write_text(json.dumps(self.settings | base, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, dtype: torch.dtype = torch.float32
+        cls, path: str | Path, dtype: torch.dtype = torch.float32, **settings: str
     ) -> ProcessRewardModel:
-        """Loads a saved reward model, or puts a fresh readout on a plain Hugging Face backbone.
+        """Loads a saved reward model, or makes one of a plain Hugging Face backbone.
 
         Args:
             path: a folder written by :meth:`save_pretrained`, or the folder or hub name of a
-                backbone; the latter gets the step marker as a new token and a readout of zeros
-                (every score 0.5 until it is trained).
+                backbone; the latter gets the step marker as a new token where it has none, and a
+                readout that is untrained (every score 0.5), but for the generative one.
             dtype: of the backbone's parameters.
+            settings: ``readout``, ``step_marker``, ``positive`` and ``negative`` of a plain
+                backbone, as the constructor takes them; a saved model has its own.
 
         Raises:
-            UserError: there is no model at that path.
+            UserError: there is no model at that path, or a saved one has other settings, or its
+                image processor needs a package that is missing.
         """
         settings_file = Path(path) / SETTINGS_FILE
-        settings = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
+        saved = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
+        for key, value in settings.items():
+            if saved.get(key, value) != value:
+                raise UserError(
+                    f"the reward model in {str(path)!r} was saved with {key} {saved[key]!r}, "
+                    f"and {value!r} is asked for"
+                )
+        settings |= saved
+        readout = settings.get("readout", "marker")
+        if readout not in READOUTS:
+            raise UserError(unknown_name("readout", readout, READOUTS))
+        with_head = READOUTS[readout].needs_head and not saved
         try:
-            backbone = load_backbone(path, settings, dtype)
+            family = family_of(AutoConfig.from_pretrained(path))
+            if with_head:
+                loader: Any = AutoModelForImageTextToText if family else AutoModelForCausalLM
+                loaded = loader.from_pretrained(path, dtype=dtype)
+            else:
+                loaded = load_backbone(path, settings, dtype)
             tokenizer = AutoTokenizer.from_pretrained(path)
-            has_vision = getattr(AutoConfig.from_pretrained(path), "vision_config", None)
-            image_processor = AutoImageProcessor.from_pretrained(path) if has_vision else None
+            image_processor = AutoImageProcessor.from_pretrained(path) if family else None
+        except ImportError as error:
+            raise UserError(
+                f"the image processor of {str(path)!r} needs a package that is missing: {error}; "
+                "install the torchvision that goes with your torch (pytorch.org lists the pairs)"
+            ) from error
         except (OSError, ValueError) as error:
             raise UserError(f"cannot load a model from {str(path)!r}: {error}") from error
-        marker = settings.get("step_marker", STEP_MARKER)
-        if not settings:
-            add_step_marker(backbone, tokenizer, marker)
+        if not saved:
+            add_step_marker(loaded, tokenizer, settings.get("step_marker", STEP_MARKER))
+        backbone, head = loaded, None
+        if with_head:
+            backbone, head = loaded.model, loaded.get_output_embeddings()
+        tensors = load_file(Path(path) / READOUT_FILE) if saved else {}
+        own = {name.removeprefix(HEAD): tensors.pop(name) for name in [*tensors] if HEAD in name}
+        if own:
+            head = head_of(backbone)
+            head.weight = nn.Parameter(own["weight"].to(dtype))
+        settings.pop("base", None)
+        model = cls(backbone, tokenizer, image_processor, head=head, **settings)
+        if saved:
+            model.readout.load_state_dict(tensors)
+        elif any(True for _ in model.readout.parameters()):
             log.warning("%s has no readout yet: every score is 0.5 until it is trained", path)
-        model = cls(backbone, tokenizer, image_processor, marker)
-        if settings:
-            model.readout.load_state_dict(load_file(Path(path) / READOUT_FILE))
         return model
 
 
 def add_step_marker(backbone: Any, tokenizer: Any, marker: str) -> None:
     """Makes ``marker`` one token, and the embedding table long enough for it."""
+    if marker in tokenizer.get_vocab():
+        return
     tokenizer.add_special_tokens(
         {"extra_special_tokens": [marker]}, replace_extra_special_tokens=False
     )

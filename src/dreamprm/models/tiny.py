@@ -10,36 +10,45 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import (
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2Model,
-    Qwen2VLConfig,
-    Qwen2VLModel,
-    Qwen3Config,
-    Qwen3Model,
-)
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from dreamprm.data.encoding import IMAGE_PAD, VISION_END, VISION_START
 from dreamprm.errors import UserError, unknown_name
+from dreamprm.models.families import FAMILIES, QWEN_TOKENS, TinySize
 
-PAD, VIDEO_PAD = "<|endoftext|>", "<|video_pad|>"
+PAD = "<|endoftext|>"
 
-TINY_BACKBONES = ("tiny-qwen2-vl", "tiny-qwen2", "tiny-qwen3")
+TINY_BACKBONES = {  # the config's model_type of each
+    "tiny-qwen2-vl": "qwen2_vl",
+    "tiny-qwen2.5-vl": "qwen2_5_vl",
+    "tiny-qwen3-vl": "qwen3_vl",
+    "tiny-internvl": "internvl",
+    "tiny-llava-onevision": "llava_onevision",
+    "tiny-smolvlm": "smolvlm",
+    "tiny-idefics3": "idefics3",
+    "tiny-qwen2": "qwen2",
+    "tiny-qwen3": "qwen3",
+    "tiny-llama": "llama",
+}
 
 
-def tiny_tokenizer(texts: Iterable[str], vocabulary: int, step_marker: str) -> Any:
+def tiny_tokenizer(
+    texts: Iterable[str],
+    vocabulary: int,
+    step_marker: str,
+    image_tokens: Iterable[str] = QWEN_TOKENS,
+) -> Any:
     """A byte-level BPE tokenizer trained on ``texts``; every text can be encoded with it.
 
     Args:
         texts: what to learn merges from.
         vocabulary: number of entries, at least the 256 bytes and the special tokens.
         step_marker: the token that ends each step.
+        image_tokens: the special tokens of the backbone's family.
     """
-    special = [PAD, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD, step_marker]
+    special = [PAD, *image_tokens, step_marker]
     tokenizer = Tokenizer(models.BPE())
     # Digits on their own, as in Qwen2's tokenizer: numbers are then read place by place.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -58,9 +67,21 @@ def tiny_tokenizer(texts: Iterable[str], vocabulary: int, step_marker: str) -> A
     )
 
 
-def tiny_image_processor(max_pixels: int) -> Any:
-    """Qwen2-VL's image processor; images are scaled to ``max_pixels`` pixels at most."""
-    return Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": max_pixels})
+def tiny_image_processor(name: str, backbone: Any, max_pixels: int) -> Any:
+    """The image processor of a tiny backbone's family; None for a text-only one.
+
+    Args:
+        name: a key of ``TINY_BACKBONES``.
+        backbone: the model, whose config has to agree.
+        max_pixels: images are scaled to this many pixels at most.
+    """
+    family = FAMILIES.get(TINY_BACKBONES[name])
+    if family is None:
+        return None
+    _, options = family.tiny(TinySize(1, 1, 1))
+    processor = getattr(transformers, family.image_processor)(**options)
+    family.limit_pixels(processor, backbone.config, max_pixels)
+    return processor
 
 
 def tiny_backbone(
@@ -69,8 +90,8 @@ def tiny_backbone(
     """A backbone with random weights.
 
     Args:
-        name: one of ``TINY_BACKBONES``.
-        tokenizer: gives the vocabulary and the ids of the vision tokens.
+        name: a key of ``TINY_BACKBONES``.
+        tokenizer: gives the vocabulary and the ids of the image tokens.
         width: of the hidden states; the vision tower has two thirds of it.
         layers: transformer layers of the language model.
         heads: attention heads; width / heads must be a multiple of 8, and width at least 32.
@@ -94,42 +115,26 @@ def tiny_backbone(
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
+        "head_dim": width // heads,
         "max_position_embeddings": 8192,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
         "eos_token_id": None,
         "use_cache": False,
     }
-    if name == "tiny-qwen2-vl":
-        half = width // heads // 2
-        spatial = 3 * half // 8
-        vision_width = 2 * width // 3 // 16 * 16
-        config = Qwen2VLConfig(
-            text_config=text
-            | {
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 10000.0,
-                    "mrope_section": [half - 2 * spatial, spatial, spatial],
-                }
-            },
-            vision_config={
-                "depth": vision_layers,
-                "embed_dim": vision_width,
-                "hidden_size": width,
-                "num_heads": 4,
-                "mlp_ratio": 2,
-            },
-            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_PAD),
-            video_token_id=tokenizer.convert_tokens_to_ids(VIDEO_PAD),
-            vision_start_token_id=tokenizer.convert_tokens_to_ids(VISION_START),
-            vision_end_token_id=tokenizer.convert_tokens_to_ids(VISION_END),
-        )
-        model: nn.Module = Qwen2VLModel(config)
-    elif name == "tiny-qwen2":
-        model = Qwen2Model(Qwen2Config(**text))
-    else:
-        model = Qwen3Model(Qwen3Config(**text, head_dim=width // heads))
+    family = FAMILIES.get(TINY_BACKBONES[name])
+    entries = text
+    if family is not None:
+        entries, _ = family.tiny(TinySize(width, heads, vision_layers))
+        entries["text_config"] = text | entries["text_config"]
+        entries |= {
+            key: tokenizer.convert_tokens_to_ids(token) for key, token in family.tokens.items()
+        }
+    config = AutoConfig.for_model(TINY_BACKBONES[name], **entries)
+    # What `initialise` leaves as transformers drew it is a function of the seed too.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: nn.Module = AutoModel.from_config(config)
     initialise(model, seed)
     return model
 

@@ -1,0 +1,129 @@
+"""Readouts: how a step's logit is read from the backbone's hidden state at the step's position.
+
+Every readout is called as ``readout(hidden, head)``: ``hidden`` [b, S, d] are the hidden states at
+the steps' positions only, ``head`` is the backbone's map from hidden states to the logits of its V
+words, or None for a readout that needs none; the result is one logit per step, [b, S].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from dreamprm.errors import UserError
+
+
+class Marker(nn.Linear):
+    """A linear map of the hidden state: w · h + b, started at zero (every score 0.5).
+
+    It is one row: in full precision it costs nothing, and scores near 0 and 1 keep their order
+    under bf16 autocast.
+
+    Args:
+        width: d.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 1)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden: Tensor, head: nn.Module | None = None) -> Tensor:
+        """The logits of the steps, [b, S]."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super().forward(hidden.to(self.weight.dtype)).squeeze(-1)
+
+
+class Vocabulary(Marker):
+    """A linear map of the V vocabulary logits, started at zero (DreamPRM, arXiv 2505.20241).
+
+    The published code maps the vocabulary logits of every position and then takes one position;
+    here ``head`` sees the steps' positions alone. The two linear maps are kept apart, for their
+    product would be trained otherwise.
+
+    Args:
+        width: V.
+    """
+
+    def forward(self, hidden: Tensor, head: nn.Module | None = None) -> Tensor:
+        """The logits of the steps, [b, S]."""
+        assert head is not None
+        return super().forward(head(hidden))
+
+
+class Generative(nn.Module):
+    """The log-odds of one word against another: l("+") − l("−"). It has no parameters.
+
+    So score Math-Shepherd (arXiv 2312.08935), VisualPRM (arXiv 2503.10291) and DreamPRM-1.5 (arXiv
+    2509.05542). Its sigmoid is P("+") among the two words. Only their two rows of the head are
+    used.
+
+    Args:
+        tokens: the ids of the two words.
+    """
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        super().__init__()
+        self.tokens = list(tokens)
+
+    def forward(self, hidden: Tensor, head: nn.Module | None = None) -> Tensor:
+        """The logits of the steps, [b, S]."""
+        assert head is not None
+        two: Any = head.weight[self.tokens]  # type: ignore[index]
+        dtype = torch.promote_types(two.dtype, torch.float32)  # as in Marker
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = linear(hidden.to(dtype), two.to(dtype))
+        return logits[..., 0] - logits[..., 1]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What the reward model must know of a readout.
+
+    Args:
+        build: makes it from d, V and the ids of the two words of a generative one.
+        needs_head: whether it reads vocabulary logits.
+        layout: how a solution is laid out in tokens, as ``dreamprm.data.encoding.Encoder`` says.
+    """
+
+    build: Callable[[int, int, Sequence[int]], nn.Module]
+    needs_head: bool
+    layout: str = "markers"
+
+
+READOUTS = {
+    "marker": Readout(lambda width, words, two: Marker(width), needs_head=False),
+    "vocabulary": Readout(lambda width, words, two: Vocabulary(words), needs_head=True),
+    "generative": Readout(lambda width, words, two: Generative(two), needs_head=True),
+    # The published DreamPRM layout: each prefix is a chat turn of its own.
+    "prefix": Readout(lambda width, words, two: Vocabulary(words), True, "prefixes"),
+}
+
+
+def head_of(backbone: Any) -> nn.Linear:
+    """A head that shares its weights with the backbone's input embeddings."""
+    embeddings = backbone.get_input_embeddings()
+    words, width = embeddings.weight.shape
+    head = nn.Linear(width, words, bias=False, device="meta")
+    head.weight = embeddings.weight
+    return head
+
+
+def one_token(tokenizer: Any, text: str) -> int:
+    """The id of a text that is one token.
+
+    Raises:
+        UserError: it is not.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) != 1:
+        raise UserError(
+            f"{text!r} is {len(ids)} tokens for this tokenizer, expected one: "
+            "set model.positive and model.negative to texts of one token each"
+        )
+    return ids[0]
