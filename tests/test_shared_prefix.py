@@ -14,6 +14,7 @@ from PIL import Image
 from dreamprm.config import ModelConfig, TinyConfig
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.models.build import build_model
+from dreamprm.models.families import FAMILIES
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.shared_prefix import can_share_prefixes
 from dreamprm.models.tiny import TINY_BACKBONES
@@ -54,7 +55,8 @@ def solutions(folder: Path, images: bool) -> list[Trajectory]:
 
 @pytest.fixture(scope="module", params=TINY_BACKBONES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    rows = solutions(tmp_path_factory.mktemp("images"), images=request.param == "tiny-qwen2-vl")
+    images = TINY_BACKBONES[request.param] in FAMILIES
+    rows = solutions(tmp_path_factory.mktemp("images"), images=images)
     tiny = TinyConfig(width=32, layers=2, heads=2, vision_layers=1, vocabulary=300)
     model = build_model(ModelConfig(request.param, tiny=tiny), rows, seed=0)
     torch.nn.init.normal_(model.readout.weight, generator=torch.Generator().manual_seed(0))

@@ -24,7 +24,7 @@ def fingerprint(
     model: ProcessRewardModel, rows: Sequence[Trajectory], max_tokens: int
 ) -> dict[str, Any]:
     """What the scores are a function of; equal for equal weights and data, wherever they lie."""
-    weights = hashlib.sha256(model.step_marker.encode())
+    weights = hashlib.sha256(json.dumps(model.settings).encode())
     for name, tensor in model.state_dict().items():
         bits = tensor.view(
             {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]

@@ -112,7 +112,11 @@ def _pieces(
     """The solutions of one question, in several pieces where a batch cannot hold them."""
     piece, common = None, []
     for i in group:
-        ids = encode.tokens(items[i])[0]
+        rows = encode.rows(items[i])
+        ids = rows[-1][0]
+        if len(rows) > 1:  # every prefix a row of its own, which nobody shares
+            yield Piece((i,), (len(rows) * len(ids),), 0)
+            continue
         if piece is not None:
             pairs = enumerate(zip(common, ids, strict=False))
             shared = next((n for n, (x, y) in pairs if x != y), min(len(common), len(ids)))
