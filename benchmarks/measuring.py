@@ -89,6 +89,7 @@ class Setting:
         whole = torch.ones(shape.batch, shape.steps, dtype=torch.bool)
         batch = {
             "inputs": inputs,
+            "step_rows": torch.arange(shape.batch)[:, None].expand(-1, shape.steps).clone(),
             "step_positions": ends.expand(shape.batch, -1).clone(),
             "step_mask": whole,
             "label_mask": whole,

@@ -45,7 +45,7 @@ def reward_model(name: str, options: argparse.Namespace) -> ProcessRewardModel:
     backbone = tiny_backbone(
         name, tokenizer, options.width, options.layers, options.heads, options.layers, seed=0
     )
-    processor = tiny_image_processor(10**7) if name == "tiny-qwen2-vl" else None
+    processor = tiny_image_processor(name, backbone, 10**7)
     model = ProcessRewardModel(backbone, tokenizer, processor).to(options.device).eval()
     torch.nn.init.normal_(model.readout.weight, std=options.width**-0.5)
     if options.device == "cuda":

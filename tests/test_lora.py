@@ -161,3 +161,18 @@ def test_targets_that_are_not_there_are_named(tmp_path: Path) -> None:
     built = config(tmp_path, "model.lora.targets=[q_pro]", "model.backbone=tiny-qwen2")
     with pytest.raises(UserError, match="did you mean 'q_proj'"):
         build_model(built.model, TEXT, 0)
+
+
+@pytest.mark.parametrize("merge", ["true", "false"])
+@pytest.mark.parametrize("readout", ["vocabulary", "generative", "prefix"])
+def test_adapters_go_with_every_readout(tmp_path: Path, readout: str, merge: str) -> None:
+    given = config(tmp_path, f"model.readout={readout}", f"model.lora.merge={merge}").model
+    model = perturbed(build_model(replace(given, backbone="tiny-llama"), TEXT, seed=0))
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    # The vocabulary head is the backbone's own: frozen with it.
+    assert all("lora_" in name or name.startswith("readout.") for name in trained)
+    model.save_pretrained(tmp_path / "model")
+    loaded = ProcessRewardModel.from_pretrained(tmp_path / "model")
+    expected = model.step_logits(TEXT)[0]
+    assert len({round(x, 3) for x in expected}) == 2
+    assert loaded.step_logits(TEXT)[0] == pytest.approx(expected, abs=1e-4)

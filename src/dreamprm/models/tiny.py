@@ -38,7 +38,7 @@ def tiny_tokenizer(
     texts: Iterable[str],
     vocabulary: int,
     step_marker: str,
-    image_tokens: Iterable[str] = QWEN_TOKENS,
+    image_tokens: Iterable[str] = tuple(QWEN_TOKENS.values()),
 ) -> Any:
     """A byte-level BPE tokenizer trained on ``texts``; every text can be encoded with it.
 
