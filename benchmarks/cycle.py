@@ -6,7 +6,7 @@
 hypergradient batches as large as the lower one or smaller. ``published``: every prefix of a
 solution a forward pass of its own, vocabulary logits at all positions, one solution a batch, and a
 finite difference whose two evaluations keep their graphs, per labelled step; and the lower level
-of both alone. Prints JSON lines.
+of both alone; and how far the logits of the two are apart for the same weights. Prints JSON lines.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from measuring import Setting, Shape, parser, ratio, seconds, setting, show
 from torch import Tensor, nn
 
 from dreamprm.hypergradients.cost import operations
+from dreamprm.models.reward_model import ProcessRewardModel
 
 T = 5
 
@@ -71,6 +72,7 @@ def published(where: Setting, shape: Shape, repeats: int) -> Iterator[dict[str, 
             ),
             "published cycle": lambda model=model, one=one: model.cycle(one),
         }
+        apart = (model.scores(one) - model.in_one_pass(one)).abs().max().item()
         times = seconds(passes, repeats, where.device)
         for name in ("ours", "our cycle, forward", "our cycle, finite difference"):
             yield {
@@ -81,6 +83,7 @@ def published(where: Setting, shape: Shape, repeats: int) -> Iterator[dict[str, 
                 "times faster": ratio(
                     times, "published cycle" if "cycle" in name else "published", name, ours.batch
                 ),
+                "logits apart": apart,
                 **asdict(ours),
             }
 
@@ -90,7 +93,8 @@ class Published(nn.Module):
 
     def __init__(self, where: Setting) -> None:
         super().__init__()
-        self.backbone = where.model().backbone
+        ours = where.model()
+        self.backbone, self.tokenizer = ours.backbone, ours.tokenizer
         self.where = where
         width = self.backbone.config.get_text_config().hidden_size
         with torch.device(where.device):
@@ -101,7 +105,7 @@ class Published(nn.Module):
         self.optimizer = torch.optim.AdamW(self.phi, lr=1e-7)
 
     def scores(self, one: dict[str, Any]) -> Tensor:
-        """Of the steps of one solution; all graphs are held."""
+        """Logits of the steps of one solution; all graphs are held."""
         found = []
         with torch.autocast(
             self.where.device, torch.bfloat16, enabled=self.where.precision == "bf16"
@@ -116,6 +120,18 @@ class Published(nn.Module):
                 hidden = self.backbone(**inputs, use_cache=False).last_hidden_state
                 found.append(self.read(self.head(hidden)[:, -1]).squeeze())
         return torch.stack(found).float()
+
+    @torch.no_grad()
+    def in_one_pass(self, one: dict[str, Any]) -> Tensor:
+        """The same by dreamprm's model with the same weights: here the layouts are equal."""
+        model = ProcessRewardModel(
+            self.backbone, self.tokenizer, readout="vocabulary", head=self.head
+        ).to(self.where.device)
+        model.readout.load_state_dict(self.read.state_dict())
+        with torch.autocast(
+            self.where.device, torch.bfloat16, enabled=self.where.precision == "bf16"
+        ):
+            return model(one)[0].float()
 
     def loss(self, one: dict[str, Any]) -> Tensor:
         """Of one solution, by its domain's weight."""
