@@ -128,13 +128,8 @@ def test_fewer_pixels_are_fewer_tokens(name: str, tmp_path: Path) -> None:
     assert lengths[1] < lengths[0]
 
 
-@pytest.mark.parametrize("name", TINY_BACKBONES)
-def test_forward_mode_is_exact(name: str, tmp_path: Path) -> None:
-    data = rows(tmp_path, images=TINY_BACKBONES[name] in FAMILIES)
-    tiny = TinyConfig(width=32, layers=1, heads=2, vision_layers=1, vocabulary=300)
-    model = build_model(ModelConfig(name, tiny=tiny), data, seed=0).double()
-    torch.nn.init.normal_(model.readout.weight, std=0.1, generator=torch.Generator().manual_seed(0))
-    batch = model.encoder()(data)
+def reweighted(model: ProcessRewardModel, batch: dict[str, Any]) -> tuple[Any, ...]:
+    """A loss weighted by solution, its lower and upper parameters, and a vector."""
     names = [n for n, p in model.named_parameters() if p.requires_grad]
 
     def loss(lower: list[Tensor], upper: list[Tensor]) -> Tensor:
@@ -144,9 +139,19 @@ def test_forward_mode_is_exact(name: str, tmp_path: Path) -> None:
         return (upper[0].sigmoid() * losses.sum(-1)).mean()
 
     lower = [p.detach() for p in model.parameters() if p.requires_grad]
-    upper = [torch.tensor([0.1, -0.4, 0.7], dtype=torch.float64)]
+    upper = [torch.linspace(-0.4, 0.7, len(batch["outcome"]), dtype=lower[0].dtype)]
     generator = torch.Generator().manual_seed(1)
     q = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in lower]
+    return loss, lower, upper, q
+
+
+@pytest.mark.parametrize("name", TINY_BACKBONES)
+def test_forward_mode_is_exact(name: str, tmp_path: Path) -> None:
+    data = rows(tmp_path, images=TINY_BACKBONES[name] in FAMILIES)
+    tiny = TinyConfig(width=32, layers=1, heads=2, vision_layers=1, vocabulary=300)
+    model = build_model(ModelConfig(name, tiny=tiny), data, seed=0).double()
+    torch.nn.init.normal_(model.readout.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    loss, lower, upper, q = reweighted(model, model.encoder()(data))
     (expected,) = DoubleBackward(loss, lower, upper).cross(q)
     (found,) = ForwardMode(loss, lower, upper).cross(q)
     assert torch.allclose(found, expected, rtol=1e-8)

@@ -97,6 +97,9 @@ class ModelConfig:
     # Images are scaled to at most this many pixels; the backbone's own limit where not given.
     max_pixels: int | None = None
     freeze_vision: bool = False
+    # Host memory for the features of a frozen vision tower, which then sees every image once; the
+    # images beyond are computed every time. 0 for none.
+    vision_cache_gb: float = 2.0
     # Keep the inputs of the layers only and compute the rest anew when it is needed: memory for
     # one more forward pass.
     gradient_checkpointing: bool = False
@@ -330,6 +333,7 @@ def _check(config: Any, where: str) -> None:
         "fidelity.every",
         "hypergradient_batch_size",
         "model.lora.rank",
+        "model.vision_cache_gb",
         "lower.weight_decay",
         "lower.clip",
         "upper.clip",

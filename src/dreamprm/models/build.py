@@ -19,6 +19,7 @@ from dreamprm.models.tiny import (
     tiny_image_processor,
     tiny_tokenizer,
 )
+from dreamprm.models.vision_cache import cache_features
 
 
 def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> ProcessRewardModel:
@@ -69,6 +70,8 @@ def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> P
         if model.head is not None:
             model.head.requires_grad_(False)
         model.adapter = add_lora(model.backbone, config.lora, base)
+    if family is not None and config.freeze_vision and config.vision_cache_gb:
+        cache_features(model.backbone, family, int(config.vision_cache_gb * 2**30))
     if config.gradient_checkpointing:
         enable_checkpointing(model.backbone)
     return model

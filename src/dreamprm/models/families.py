@@ -34,6 +34,7 @@ class Family:
         options: of the call of the image processor.
         token_types: whether the forward call takes ``mm_token_type_ids``, 1 at an image.
         alone_differs: whether an image is read otherwise where its question has others.
+        features: what the backbone reads of the vision tower's output, from the config.
         tokens: special tokens of a tiny tokenizer, by the config's entry for their ids.
         words: more of them, which no entry names.
     """
@@ -50,6 +51,7 @@ class Family:
     options: dict[str, Any] = field(default_factory=dict)
     token_types: bool = False
     alone_differs: bool = False
+    features: Callable[[Any], tuple[str, ...]] = lambda config: ("last_hidden_state",)
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,10 @@ def _internvl_text(token: str, found: Any, config: Any, processor: Any) -> str:
     vision = config.vision_config
     side = int(vision.image_size[0] // vision.patch_size[0] * config.downsample_ratio)
     return f"<img>{token * (side**2 * int(found['num_patches'].sum()))}</img>"
+
+
+def _internvl_features(config: Any) -> tuple[str, ...]:
+    return ("last_hidden_state",) if config.vision_feature_layer == -1 else ("hidden_states",)
 
 
 def _internvl_limit(processor: Any, config: Any, pixels: int) -> None:
@@ -222,7 +228,9 @@ QWEN_TOKENS = {
 }
 
 
-def _qwen(tiny: Callable[[TinySize], tuple[dict[str, Any], dict[str, Any]]]) -> Family:
+def _qwen(
+    tiny: Callable[[TinySize], tuple[dict[str, Any], dict[str, Any]]], *features: str
+) -> Family:
     return Family(
         text=_qwen_text,
         inputs={"pixel_values": "cat", "image_grid_thw": "cat"},
@@ -233,6 +241,7 @@ def _qwen(tiny: Callable[[TinySize], tuple[dict[str, Any], dict[str, Any]]]) -> 
         tokens=QWEN_TOKENS,
         around=("<|vision_start|>", "<|vision_end|>"),
         token_types=True,
+        features=lambda config: ("pooler_output", *features),
     )
 
 
@@ -253,7 +262,7 @@ def _smolvlm(image_processor: str) -> Family:
 FAMILIES = {  # by the config's model_type
     "qwen2_vl": _qwen(_qwen2_tiny),
     "qwen2_5_vl": _qwen(_qwen2_5_tiny),
-    "qwen3_vl": _qwen(_qwen3_tiny),
+    "qwen3_vl": _qwen(_qwen3_tiny, "deepstack_features"),
     "internvl": Family(
         text=_internvl_text,
         inputs={"pixel_values": "cat"},
@@ -264,6 +273,7 @@ FAMILIES = {  # by the config's model_type
         tokens={"image_token_id": "<IMG_CONTEXT>"},
         words=("<img>", "</img>"),
         options={"crop_to_patches": True},
+        features=_internvl_features,
     ),
     "llava_onevision": Family(
         text=_llava_text,
@@ -274,6 +284,7 @@ FAMILIES = {  # by the config's model_type
         tiny=_llava_tiny,
         tokens={"image_token_index": "<image>", "video_token_index": "<video>"},
         alone_differs=True,
+        features=lambda config: ("hidden_states",),
     ),
     "smolvlm": _smolvlm("SmolVLMImageProcessorPil"),
     "idefics3": _smolvlm("Idefics3ImageProcessorPil"),
