@@ -21,6 +21,8 @@ from dreamprm.data.trajectory import Trajectory
 from dreamprm.engines.base import EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError
+from dreamprm.hypergradients import resolve
+from dreamprm.hypergradients.interface import STEPS
 from dreamprm.inference.evaluation import aggregate, auc, evaluate_selection
 from dreamprm.models.build import build_model
 from dreamprm.models.reward_model import ProcessRewardModel
@@ -133,7 +135,7 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
         precision=config.precision,
         gradient_clipping=config.lower.clip,
         gradient_accumulation=config.lower.accumulate,
-        hypergradient_batch_size=config.hypergradient_batch_size,
+        hypergradient_batch_size=_hypergradient_batch_size(config),
     )
     optimizer = _adamw([p for p in model.parameters() if p.requires_grad], config.lower)
     lower = PRMFineTuning(
@@ -181,6 +183,20 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
         ),
         meta=meta,
     )
+
+
+def _hypergradient_batch_size(config: Config) -> int:
+    """0, for all, where the method goes through the steps that were taken."""
+    size = config.hypergradient_batch_size
+    if size and STEPS in resolve(config.hypergradient).needs:
+        log.warning(
+            "hypergradient=%s differentiates the steps that were taken, with all of their batches: "
+            "hypergradient_batch_size=%d is not for it",
+            config.hypergradient,
+            size,
+        )
+        return 0
+    return size
 
 
 def train_batches(config: Config, rows: list[Trajectory], encode: Encoder) -> BatchStream:

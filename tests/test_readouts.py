@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 
 from dreamprm.config import ModelConfig, load_config
 from dreamprm.data.trajectory import Trajectory
@@ -87,8 +92,9 @@ def test_logits_at_the_steps_alone_are_the_naive_form(
 def test_a_readout_is_saved_with_the_model(readout: str, tied: bool, tmp_path: Path) -> None:
     data = rows(tmp_path, images=False)
     save_with_head(tmp_path, data, "tiny-qwen2", tied)
-    model = ProcessRewardModel.from_pretrained(tmp_path, readout=readout)
-    if readout != "generative":
+    AutoTokenizer.from_pretrained(tmp_path, chat_template=CHAT).save_pretrained(tmp_path)
+    model = ProcessRewardModel.from_pretrained(tmp_path, readout=readout, system="be strict")
+    if not READOUTS[readout].two_words:
         assert model.score(data)[0] == [0.5, 0.5]
         torch.nn.init.normal_(model.readout.weight)
     torch.nn.init.normal_(model.backbone.get_input_embeddings().weight)
@@ -153,10 +159,64 @@ def test_every_prefix_is_a_chat_turn_as_published(name: str, tmp_path: Path) -> 
     assert model.score([replace(data[0], steps=()), data[1]])[0] == []
 
 
+@pytest.mark.parametrize("name", ["tiny-qwen2-vl", "tiny-llama"])
+def test_a_conversation_is_the_chat_template_s_and_read_before_every_answer(
+    name: str, tmp_path: Path
+) -> None:
+    data = rows(tmp_path, images=name == "tiny-qwen2-vl")
+    full = save_with_head(tmp_path, data, name, True).double()
+    AutoTokenizer.from_pretrained(tmp_path, chat_template=CHAT).save_pretrained(tmp_path)
+    model = ProcessRewardModel.from_pretrained(
+        tmp_path, torch.float64, readout="conversation", system="Judge every step."
+    )
+    tokenizer, encode = model.tokenizer, model.encoder()
+    plus, minus = tokenizer.convert_tokens_to_ids(["+", "-"])
+    scores = model.step_logits(data)
+    for row, found in zip(data, scores, strict=True):
+        batch = encode([row])
+        ids = batch["inputs"]["input_ids"][0]
+        messages: list[dict[str, Any]] = [{"role": "system", "content": "Judge every step."}]
+        for n, (step, position) in enumerate(
+            zip(row.steps, batch["step_positions"][0].tolist(), strict=True)
+        ):
+            text = step if n else f"{row.question}\n\n{step}"
+            content = [{"type": "image"}] * len(row.images if n == 0 else ())
+            messages.append({"role": "user", "content": [*content, {"type": "text", "text": text}]})
+            expected = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+            for tokens in {2: [4, 4], 1: [8], 0: []}[len(row.images)]:
+                expected = expected.replace("<|image_pad|>", "\0" * tokens, 1)
+            expected = expected.replace("\0", "<|image_pad|>")
+            assert tokenizer.decode(ids[: position + 1]) == expected
+            # Generation up to here: the next word, of all words, is what the score is read from.
+            inputs = batch["inputs"] | {"input_ids": ids[None, : position + 1]}
+            inputs |= {k: v[:, : position + 1] for k, v in inputs.items() if "mask" in k}
+            if "mm_token_type_ids" in inputs:
+                inputs["mm_token_type_ids"] = inputs["mm_token_type_ids"][:, : position + 1]
+            words = full(**inputs).logits[0, -1]
+            assert found[n] == pytest.approx((words[plus] - words[minus]).item(), abs=1e-6)
+            messages.append({"role": "assistant", "content": "+"})
+    assert model.score([replace(data[0], steps=()), data[1]])[0] == []
+    assert len({x for row in scores for x in row}) == 7
+    # Candidates of one question share its tokens.
+    twice = [data[0], replace(data[0], id="again", steps=data[0].steps[::-1])]
+    together = model.step_logits(twice)
+    for row, found in zip(twice, together, strict=True):
+        assert model.step_logits([row])[0] == pytest.approx(found, abs=1e-5)
+
+
+def test_a_conversation_needs_a_chat_template(tmp_path: Path) -> None:
+    data = rows(tmp_path, images=False)
+    config = ModelConfig("tiny-llama", readout="conversation", tiny=TINY)
+    with pytest.raises(UserError, match="no chat template"):
+        build_model(config, data, seed=0).score(data)
+
+
 def test_images_that_a_chat_template_leaves_out_are_an_error(tmp_path: Path) -> None:
     model, data = prefix_model(True, tmp_path, "tiny-qwen2-vl")
     model.tokenizer.chat_template = "{{ messages[0]['content'][-1]['text'] }}"
-    with pytest.raises(UserError, match="places 0 of 2 images"):
+    with pytest.raises(UserError, match="does not keep 2 images"):
         model.score(data)
 
 

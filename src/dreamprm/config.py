@@ -88,12 +88,14 @@ class ModelConfig:
     # A folder or hub name, or for random weights a name of dreamprm.models.tiny, as tiny-qwen2-vl.
     backbone: str = MISSING
     # marker: a linear map of the hidden state at each step's marker; vocabulary: of the vocabulary
-    # logits there (the DreamPRM paper); generative: the log-odds of two words there; prefix:
-    # vocabulary with every prefix a chat turn of its own (the published code). docs/models.md
+    # logits there (the DreamPRM paper); generative: the log-odds of two words there; conversation:
+    # the same with every step a chat turn (VisualPRM, DreamPRM-1.5); prefix: vocabulary with every
+    # prefix a chat turn of its own (the published code). docs/models.md
     readout: str = "marker"
     step_marker: str = "<|step|>"  # the token that ends each step; a new one if need be
-    positive: str = "+"  # words of the generative readout, one token each
+    positive: str = "+"  # words of generative and conversation, one token each
     negative: str = "-"
+    system: str | None = None  # message of conversation and prefix
     # Images are scaled to at most this many pixels; the backbone's own limit where not given.
     max_pixels: int | None = None
     freeze_vision: bool = False
@@ -155,7 +157,8 @@ class Config:
     # or solver+product. identity takes the product that is right for the precision.
     hypergradient: str = "identity"
     hypergradient_options: dict[str, Any] = field(default_factory=dict)  # e.g. iterations, alpha
-    # Solutions of the last lower batch that the hypergradient is taken on; 0 for all.
+    # At most so many solutions of the last lower batch are what the hypergradient is taken on; 0
+    # for all.
     hypergradient_batch_size: int = 0
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
     # pairwise, calibrated, aggregation_mse
@@ -185,7 +188,7 @@ CHOICES = {
     "weighting": ("domain_table", "uniform"),
     "precision": ("fp32", "bf16"),
     "device": ("default", "cpu", "gpu"),
-    "model.readout": ("marker", "vocabulary", "generative", "prefix"),
+    "model.readout": ("marker", "vocabulary", "generative", "conversation", "prefix"),
     "data.labels": ("steps", "outcome"),
     "data.images": ("require", "skip_missing", "ignore"),
     "lower.schedule": ("constant", "linear", "cosine", "step"),
@@ -353,11 +356,6 @@ def _check(config: Any, where: str) -> None:
     if not config.model.lora.alpha > 0:
         raise UserError(
             f"{where}: model.lora.alpha is {config.model.lora.alpha}, expected more than 0"
-        )
-    if config.hypergradient_batch_size > config.lower.batch_size:
-        raise UserError(
-            f"{where}: hypergradient_batch_size is {config.hypergradient_batch_size}, "
-            f"expected at most lower.batch_size, {config.lower.batch_size}"
         )
     if config.lower.max_tokens is not None:
         if config.data.stratified:

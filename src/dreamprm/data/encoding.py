@@ -1,57 +1,21 @@
-"""From trajectories to model inputs: a token sequence per solution, a marker after every step.
-
-Two layouts:
-
-- ``markers``: the images, the question, a blank line, then every step followed by the marker
-  token; a score is read at each marker. The question and each step are tokenised on their own, so
-  that no later step can change the tokens of an earlier one.
-- ``prefixes``: the published DreamPRM layout. Every prefix of the steps is a row of its own: one
-  user turn of the tokenizer's chat template, with the images, the question and the steps so far;
-  the score is read at its last token. Without a chat template a prefix is the ``markers`` layout
-  cut after its last marker.
-"""
+"""From trajectories to model inputs: token sequences, where they are read, labels, images."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from dreamprm.data.layouts import LAYOUTS, ImageReader
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
 
 IMAGE_CACHE_BYTES = 256 * 2**20
-
-# Stands for the text while a chat template is rendered: no template changes it, nobody types it.
-_TEXT = "\ue000text\ue000"
-
-
-class ImageReader(Protocol):
-    """What differs between the families of vision-language backbones, for the encoder.
-
-    Attributes:
-        placeholder: the text that a chat template has in the place of an image.
-        around: texts before and after an image outside a chat template.
-    """
-
-    placeholder: str
-    around: tuple[str, str]
-
-    def read(self, image: Image.Image, alone: bool) -> tuple[str, dict[str, Tensor]]:
-        """One image: the text in its place, and what the image processor makes of it.
-
-        ``alone`` says that its question has no other image, which some families ask for.
-        """
-
-    def inputs(
-        self, input_ids: Tensor, images: Sequence[Sequence[dict[str, Tensor]]]
-    ) -> dict[str, Tensor]:
-        """What the forward call takes besides the tokens, from the images of every row."""
 
 
 class Encoder:
@@ -66,7 +30,9 @@ class Encoder:
         step_marker: the token that ends each step.
         domains: names whose position is the ``domain`` index of a trajectory; empty outside
             training, where domains do not matter.
-        layout: ``"markers"`` or ``"prefixes"``.
+        layout: a name of ``dreamprm.data.layouts``.
+        answer: the id of the token that answers every step, for the layout ``turns``.
+        system: the system message of the layouts that are chats; None for none.
     """
 
     def __init__(
@@ -76,17 +42,14 @@ class Encoder:
         step_marker: str,
         domains: Sequence[str] = (),
         layout: str = "markers",
+        answer: int | None = None,
+        system: str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.images = images
         self.domains = tuple(domains)
-        self.chat = layout == "prefixes" and bool(tokenizer.chat_template)
-        self.prefixes = layout == "prefixes"
-        self.marker_id: int = tokenizer.convert_tokens_to_ids(step_marker)
-        if self.marker_id is None or self.marker_id == tokenizer.unk_token_id:
-            raise UserError(f"the tokenizer has no token {step_marker!r} to mark the end of a step")
+        self._rows = LAYOUTS[layout](tokenizer, images, step_marker, answer, system)
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self._turns: dict[int, tuple[list[list[int]], list[int]]] = {}
         self._read: OrderedDict[tuple[Path, bool], tuple[list[int], dict[str, Tensor]]] = (
             OrderedDict()
         )
@@ -111,63 +74,13 @@ class Encoder:
                 f"trajectory {trajectory.id!r} has images, but the backbone reads text only; "
                 "set data.images=ignore to train on the text alone"
             )
-        if self.chat and trajectory.steps:
-            return [self._chat_turn(trajectory, n + 1) for n in range(len(trajectory.steps))]
-        ids: list[int] = []
-        for image, _ in self._images_of(trajectory):
-            before, after = self.images.around  # type: ignore[union-attr]
-            ids += self._special(before) + image + self._special(after)
-        ids += self._text(f"{trajectory.question}\n\n")
-        positions = []
-        for step in trajectory.steps:
-            ids += self._text(step)
-            positions.append(len(ids))
-            ids.append(self.marker_id)
-        if self.prefixes and positions:
-            return [(ids[: end + 1], [end]) for end in positions]
-        return [(ids, positions)]
-
-    def _chat_turn(self, trajectory: Trajectory, steps: int) -> tuple[list[int], list[int]]:
-        """One user turn with the first steps, and the position of its last token."""
-        pieces, after = self._turn(len(trajectory.images))
-        ids = list(pieces[0])
-        for (image, _), piece in zip(self._images_of(trajectory), pieces[1:], strict=True):
-            ids += image + piece
-        # As in the published data: the question, then the response so far, blank lines between.
-        ids += self._text("\n\n".join([trajectory.question, *trajectory.steps[:steps]])) + after
-        return ids, [len(ids) - 1]
-
-    def _turn(self, images: int) -> tuple[list[list[int]], list[int]]:
-        """The chat template's tokens before, between and after the images, and after the text."""
-        if images not in self._turns:
-            content: Any = _TEXT
-            if self.images is not None:
-                content = [{"type": "image"}] * images + [{"type": "text", "text": _TEXT}]
-            rendered = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-            )
-            before, _, after = rendered.partition(_TEXT)
-            pieces = before.split(self.images.placeholder) if self.images is not None else [before]
-            if len(pieces) != images + 1:
-                raise UserError(
-                    f"the tokenizer's chat template places {len(pieces) - 1} of {images} images "
-                    "before the text, expected all of them"
-                )
-            self._turns[images] = [self._special(piece) for piece in pieces], self._special(after)
-        return self._turns[images]
-
-    def _special(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
-
-    def _text(self, text: str) -> list[int]:
-        # A marker or an image placeholder that stands in somebody's text is text.
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        images = [ids for ids, _ in self._images_of(trajectory)]
+        return self._rows(trajectory, images)
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         """One batch of b trajectories in R rows, of L tokens and S steps at most.
 
-        A trajectory is one row in the layout ``markers``, and as many as it has steps in
-        ``prefixes``.
+        A trajectory is one row, and in the layout ``prefixes`` as many as it has steps.
 
         Returns:
             ``inputs``: what the backbone takes (``input_ids`` and ``attention_mask`` [R, L],
@@ -245,7 +158,7 @@ class Encoder:
         except OSError as error:
             raise UserError(f"cannot read image {path}: {error}") from error
         text, tensors = self.images.read(image, alone)  # type: ignore[union-attr]
-        self._read[key] = entry = self._special(text), tensors
+        self._read[key] = entry = self._rows.special(text), tensors
         self._image_bytes += _size(entry)
         while self._image_bytes > IMAGE_CACHE_BYTES and len(self._read) > 1:
             self._image_bytes -= _size(self._read.popitem(last=False)[1])

@@ -12,6 +12,7 @@ from dreamprm.errors import UserError, unknown_name
 from dreamprm.models.checkpointing import enable_checkpointing
 from dreamprm.models.families import FAMILIES, QWEN_TOKENS, family_of
 from dreamprm.models.lora import add_lora, is_plain_backbone
+from dreamprm.models.readouts import readout_named
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.tiny import (
     TINY_BACKBONES,
@@ -36,7 +37,9 @@ def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> P
     """
     name = config.backbone
     settings: dict[str, Any] = {"readout": config.readout, "step_marker": config.step_marker}
-    if config.readout == "generative":
+    if config.system is not None:
+        settings["system"] = config.system
+    if readout_named(config.readout).two_words:
         settings |= {"positive": config.positive, "negative": config.negative}
     if name.startswith("tiny-"):
         if name not in TINY_BACKBONES:

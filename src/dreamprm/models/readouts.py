@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from dreamprm.errors import UserError
+from dreamprm.errors import UserError, unknown_name
 
 
 class Marker(nn.Linear):
@@ -88,21 +88,36 @@ class Readout:
     Args:
         build: makes it from d, V and the ids of the two words of a generative one.
         needs_head: whether it reads vocabulary logits.
-        layout: how a solution is laid out in tokens, as ``dreamprm.data.encoding.Encoder`` says.
+        layout: how a solution is laid out in tokens, a name of ``dreamprm.data.layouts``.
+        two_words: whether it reads the log-odds of two words, that the user may choose.
     """
 
     build: Callable[[int, int, Sequence[int]], nn.Module]
     needs_head: bool
     layout: str = "markers"
+    two_words: bool = False
 
 
 READOUTS = {
     "marker": Readout(lambda width, words, two: Marker(width), needs_head=False),
     "vocabulary": Readout(lambda width, words, two: Vocabulary(words), needs_head=True),
-    "generative": Readout(lambda width, words, two: Generative(two), needs_head=True),
+    "generative": Readout(lambda width, words, two: Generative(two), True, two_words=True),
+    # Each step a user turn that is answered by one of the words (VisualPRM, DreamPRM-1.5).
+    "conversation": Readout(lambda width, words, two: Generative(two), True, "turns", True),
     # The published DreamPRM layout: each prefix is a chat turn of its own.
     "prefix": Readout(lambda width, words, two: Vocabulary(words), True, "prefixes"),
 }
+
+
+def readout_named(name: str) -> Readout:
+    """A readout by its name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in READOUTS:
+        raise UserError(unknown_name("readout", name, READOUTS))
+    return READOUTS[name]
 
 
 def head_of(backbone: Any) -> nn.Linear:

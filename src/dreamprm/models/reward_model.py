@@ -22,11 +22,11 @@ from transformers import (
 from dreamprm.data.batches import to_device
 from dreamprm.data.encoding import Encoder
 from dreamprm.data.trajectory import Trajectory
-from dreamprm.errors import UserError, unknown_name
+from dreamprm.errors import UserError
 from dreamprm.models.families import family_of
 from dreamprm.models.images import FamilyImages
 from dreamprm.models.lora import Adapter, load_backbone, save_backbone
-from dreamprm.models.readouts import READOUTS, head_of, one_token
+from dreamprm.models.readouts import head_of, one_token, readout_named
 from dreamprm.models.shared_prefix import (
     can_share_prefixes,
     encode_groups,
@@ -58,7 +58,9 @@ class ProcessRewardModel(nn.Module):
         readout: a name of ``dreamprm.models.readouts.READOUTS``.
         head: the backbone's vocabulary head, for the readouts that need one; by default it shares
             its weights with the backbone's input embeddings.
-        positive, negative: the two words of the ``generative`` readout, one token each.
+        positive, negative: the two words of the ``generative`` and ``conversation`` readouts, one
+            token each.
+        system: the system message of the readouts whose layout is a chat; None for none.
 
     Raises:
         UserError: there is no such readout or backbone family, or a word is not one token.
@@ -74,10 +76,10 @@ class ProcessRewardModel(nn.Module):
         head: nn.Module | None = None,
         positive: str = "+",
         negative: str = "-",
+        system: str | None = None,
     ) -> None:
         super().__init__()
-        if readout not in READOUTS:
-            raise UserError(unknown_name("readout", readout, READOUTS))
+        kind = readout_named(readout)
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.image_processor = image_processor
@@ -87,11 +89,14 @@ class ProcessRewardModel(nn.Module):
         self.images = FamilyImages(family, image_processor, tokenizer, config) if family else None
         self.step_marker = step_marker
         self.settings = {"readout": readout, "step_marker": step_marker}
+        self.system = system
+        if system is not None:
+            self.settings["system"] = system
         tokens = []
-        if readout == "generative":
+        if kind.two_words:
             self.settings |= {"positive": positive, "negative": negative}
             tokens = [one_token(tokenizer, word) for word in (positive, negative)]
-        kind = READOUTS[readout]
+        self.answer = tokens[0] if tokens else None
         self.layout = kind.layout
         head = (head or head_of(backbone)) if kind.needs_head else None
         words = cast(Any, head).weight.shape[0] if head is not None else 0
@@ -100,7 +105,15 @@ class ProcessRewardModel(nn.Module):
 
     def encoder(self, domains: Sequence[str] = ()) -> Encoder:
         """What turns trajectories into this model's batches."""
-        return Encoder(self.tokenizer, self.images, self.step_marker, domains, self.layout)
+        return Encoder(
+            self.tokenizer,
+            self.images,
+            self.step_marker,
+            domains,
+            self.layout,
+            self.answer,
+            self.system,
+        )
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Logits of the step scores, [b, S]; meaningful where ``batch["step_mask"]`` is true."""
@@ -159,7 +172,7 @@ class ProcessRewardModel(nn.Module):
         """
         encode = self.encoder()
         device = next(self.parameters()).device
-        share = self.layout == "markers" and can_share_prefixes(self.backbone)
+        share = self.layout != "prefixes" and can_share_prefixes(self.backbone)
         was_training = self.training
         self.eval()
         try:
@@ -202,10 +215,10 @@ class ProcessRewardModel(nn.Module):
         Args:
             path: a folder written by :meth:`save_pretrained`, or the folder or hub name of a
                 backbone; the latter gets the step marker as a new token where it has none, and a
-                readout that is untrained (every score 0.5), but for the generative one.
+                readout that is untrained (every score 0.5), but for those of two words.
             dtype: of the backbone's parameters.
-            settings: ``readout``, ``step_marker``, ``positive`` and ``negative`` of a plain
-                backbone, as the constructor takes them; a saved model has its own.
+            settings: ``readout``, ``step_marker``, ``positive``, ``negative`` and ``system`` of a
+                plain backbone, as the constructor takes them; a saved model has its own.
 
         Raises:
             UserError: there is no model at that path, or a saved one has other settings, or its
@@ -220,10 +233,7 @@ class ProcessRewardModel(nn.Module):
                     f"and {value!r} is asked for"
                 )
         settings |= saved
-        readout = settings.get("readout", "marker")
-        if readout not in READOUTS:
-            raise UserError(unknown_name("readout", readout, READOUTS))
-        with_head = READOUTS[readout].needs_head and not saved
+        with_head = readout_named(settings.get("readout", "marker")).needs_head and not saved
         try:
             family = family_of(AutoConfig.from_pretrained(path))
             if with_head:
