@@ -24,7 +24,7 @@ from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.models.checkpointing import enable_checkpointing
 from dreamprm.models.reward_model import STEP_MARKER, ProcessRewardModel
 from dreamprm.models.weighting import DomainTable
-from dreamprm.problems.base import ProblemConfig
+from dreamprm.problems.config import ProblemConfig
 from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
 
 PATCH, MERGE = 14 * 14 * 3 * 2, 2  # of Qwen2-VL's images: numbers a patch, patches a side a token

@@ -15,7 +15,7 @@ from dreamprm.engines.base import EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.inference.tables import table
 from dreamprm.models.weighting import DomainTable
-from dreamprm.problems.base import ProblemConfig
+from dreamprm.problems.config import ProblemConfig
 from dreamprm.problems.noisy_labels import (
     AnnotatorWeighting,
     DigitClassifier,

@@ -27,7 +27,7 @@ from dreamprm.inference.evaluation import aggregate, auc, evaluate_selection
 from dreamprm.models.build import build_model
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.weighting import DomainTable
-from dreamprm.problems.base import ProblemConfig
+from dreamprm.problems.config import ProblemConfig
 from dreamprm.problems.meta_losses import NEEDS_BOTH_OUTCOMES
 from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
 from dreamprm.training.metrics import METRICS_FILE

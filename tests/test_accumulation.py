@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError
-from dreamprm.problems.base import ProblemConfig
+from dreamprm.problems.config import ProblemConfig
 from tests.toy import Regression, Weighting, toy
 
 

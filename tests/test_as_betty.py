@@ -21,7 +21,8 @@ from torch.func import grad, hessian, jacrev
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from dreamprm.engines.base import Engine, EngineConfig
-from dreamprm.problems.base import Problem, ProblemConfig
+from dreamprm.problems.base import Problem
+from dreamprm.problems.config import ProblemConfig
 
 
 class Node(Problem):

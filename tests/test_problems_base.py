@@ -16,7 +16,8 @@ from dreamprm.engines.base import Engine, EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError
 from dreamprm.hypergradients import hypergradient
-from dreamprm.problems.base import Problem, ProblemConfig
+from dreamprm.problems.base import Problem
+from dreamprm.problems.config import ProblemConfig
 from tests.toy import Regression, Weighting, rows, stack, toy
 
 

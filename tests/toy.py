@@ -12,7 +12,7 @@ from dreamprm.data.batches import BatchStream
 from dreamprm.engines.base import EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.models.weighting import DomainTable
-from dreamprm.problems.base import ProblemConfig
+from dreamprm.problems.config import ProblemConfig
 from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
 
 
