@@ -100,7 +100,7 @@ def save_backbone(backbone: Any, adapter: Adapter | None, folder: Path) -> dict[
     """
     if adapter is None or adapter.merge:
         backbone.save_pretrained(
-            folder, state_dict=None if adapter is None else _state(backbone, merged=True)
+            folder, state_dict=None if adapter is None else state_dict_of(backbone, merged=True)
         )
         return {}
     from peft import get_peft_model_state_dict
@@ -115,7 +115,9 @@ def save_backbone(backbone: Any, adapter: Adapter | None, folder: Path) -> dict[
     )
     backbone.config.save_pretrained(folder)
     if adapter.base is None:
-        backbone.save_pretrained(folder / BASE_FOLDER, state_dict=_state(backbone, merged=False))
+        backbone.save_pretrained(
+            folder / BASE_FOLDER, state_dict=state_dict_of(backbone, merged=False)
+        )
     return {"base": adapter.base or BASE_FOLDER}
 
 
@@ -144,7 +146,7 @@ def _is(name: str, target: str) -> bool:
 
 
 @torch.no_grad()
-def _state(backbone: Any, merged: bool) -> dict[str, Tensor]:
+def state_dict_of(backbone: Any, merged: bool) -> dict[str, Tensor]:
     """The tensors under the names that they had without adapters."""
     from peft.tuners.lora import LoraLayer
 

@@ -1,0 +1,1 @@
+"""The reward model inside other people's code."""
