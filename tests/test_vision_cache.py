@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from dreamprm.config import ModelConfig, TinyConfig
+from dreamprm.config import ModelConfig, TinyConfig, load_config
+from dreamprm.data.sources import load_data
 from dreamprm.data.trajectory import Trajectory
+from dreamprm.engines.prm import build_engine
 from dreamprm.hypergradients.products import DoubleBackward, ForwardMode
 from dreamprm.models.build import build_model
 from dreamprm.models.families import family_of
@@ -153,6 +155,47 @@ def test_a_tower_that_is_trained_after_all_is_not_cached(tmp_path: Path) -> None
     (found,) = ForwardMode(loss, lower, upper).cross(q)
     loss, lower, upper, q = reweighted(plain.double(), _double(batch))
     torch.testing.assert_close(found, DoubleBackward(loss, lower, upper).cross(q)[0])
+
+
+def test_weights_that_are_lent_for_one_call_are_other_features(tmp_path: Path) -> None:
+    data = varied(tmp_path)
+    model, plain = pair(FROZEN, data)
+    batch = plain.encoder()(data)
+    names = [name for name, p in model.named_parameters() if not p.requires_grad]
+    flat = torch.cat([model.get_parameter(name).flatten() for name in names]).detach()
+    for factor in (1.0, 1.5, 2.0, 2.5):
+        # Views of a new tensor each time, which may lie where the last one's were.
+        views = (flat * factor).split([model.get_parameter(name).numel() for name in names])
+        lent = {n: v.view_as(model.get_parameter(n)) for n, v in zip(names, views, strict=True)}
+        del views
+        found, expected = (torch.func.functional_call(m, lent, (batch,)) for m in (model, plain))
+        torch.testing.assert_close(found, expected)
+        del lent
+    torch.testing.assert_close(model(batch), plain(batch))
+
+
+def test_a_run_computes_every_image_once(tmp_path: Path) -> None:
+    """Hypergradients lend copies of all buffers, which are no other weights."""
+    config = load_config(
+        "demo",
+        [
+            "steps=12",
+            "unroll_steps=2",
+            "lower.batch_size=8",
+            "model.freeze_vision=true",
+            "data.synthetic.solutions=10",
+            "data.synthetic.meta=20",
+            "data.synthetic.questions=2",
+            f"out={tmp_path}",
+        ],
+    )
+    data = load_data(config.data, tmp_path, 0)
+    engine = build_engine(config, data, tmp_path / "run")
+    engine.run()
+    cache = cache_of(engine.lower.module)
+    images = {path.read_bytes() for row in [*data.train, *data.meta] for path in row.images}
+    assert len(cache._features) == cache.computed <= len(images)
+    assert cache.computed > 40
 
 
 def test_a_copy_is_of_its_own_tower(tmp_path: Path) -> None:

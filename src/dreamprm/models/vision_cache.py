@@ -16,6 +16,7 @@ import xxhash
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dreamprm.models.families import Family
@@ -47,15 +48,24 @@ class FeatureCache:
         self.max_bytes = max_bytes
         self.bytes = self.computed = 0
         self._features: dict[bytes, Any] = {}
-        self._weights: Any = None
+        self._weights: list[tuple[Tensor, int, int]] = []
 
     def __deepcopy__(self, memo: Any) -> FeatureCache:
         return FeatureCache(self.max_bytes)  # of a tower that may be changed on its own
 
     def valid_for(self, weights: Sequence[Tensor]) -> None:
-        """Drops everything where it was computed with other weights."""
-        now = [(weight.data_ptr(), weight._version) for weight in weights]
-        if now != self._weights:
+        """Drops everything where it was computed with other weights.
+
+        That is: with other tensors, which are held so that none can take another's address, or
+        with these before they were written to or moved. What ``.data`` is written to in place is
+        not seen, as autograd does not see it.
+        """
+        now = [(weight, weight._version, weight.data_ptr()) for weight in weights]
+        same = len(now) == len(self._weights) and all(
+            a is b and rest == others
+            for (a, *rest), (b, *others) in zip(now, self._weights, strict=True)
+        )
+        if not same:
             self._features.clear()
             self.bytes, self._weights = 0, now
 
@@ -83,14 +93,15 @@ def cache_features(backbone: Any, family: Family, max_bytes: int) -> FeatureCach
         max_bytes: of host memory for the features; those beyond are computed every time.
 
     Returns:
-        the cache; None for a tower with dropout, whose features differ from pass to pass.
+        the cache; None for a tower with dropout or batch norms, whose features differ from pass
+        to pass.
     """
     tower = backbone.get_submodule(family.tower)
     rates = [m.p for m in tower.modules() if isinstance(m, nn.Dropout)]
     settings = backbone.config.vision_config.to_dict()
     rates += [rate for name, rate in settings.items() if "dropout" in name]
-    if any(rates):
-        log.warning("the vision tower has dropout: its features are not cached")
+    if any(rates) or any(isinstance(m, _BatchNorm) for m in tower.modules()):
+        log.warning("the vision tower has dropout or batch norms: its features are not cached")
         return None
     cache = FeatureCache(max_bytes)
     # A partial, and not a closure, so that a deep copy of the tower is of that copy.
@@ -103,8 +114,9 @@ def _cached(
 ) -> Any:
     """The forward call of the tower, which takes the images first, whatever that is called."""
     run = type(tower).forward
-    weights = [*tower.parameters(), *tower.buffers()]
-    if any(w.requires_grad or forward_ad.unpack_dual(w).tangent is not None for w in weights):
+    # Buffers are constants of the positions, and lent as copies to every hypergradient.
+    weights = list(tower.parameters())
+    if any(map(_may_change, weights)):
         return run(tower, *images, **options)
     cache.valid_for(weights)
     pixels = images[0] if images else options.pop("pixel_values")
@@ -133,6 +145,15 @@ def _cached(
         features = cache.get(key.digest(), compute)
         found.append(tree_map(lambda tensor: tensor.to(pixels.device), features))
     return tree_map(lambda *parts: torch.cat(parts), *found)
+
+
+def _may_change(weight: Tensor) -> bool:
+    """Whether it is trained, has a tangent, or keeps no count of what is written to it."""
+    return (
+        weight.requires_grad
+        or weight.is_inference()
+        or forward_ad.unpack_dual(weight).tangent is not None
+    )
 
 
 def _read(output: Any, family: Family, config: Any) -> Any:
