@@ -93,7 +93,7 @@ def test_a_readout_is_saved_with_the_model(readout: str, tied: bool, tmp_path: P
     data = rows(tmp_path, images=False)
     save_with_head(tmp_path, data, "tiny-qwen2", tied)
     AutoTokenizer.from_pretrained(tmp_path, chat_template=CHAT).save_pretrained(tmp_path)
-    model = ProcessRewardModel.from_pretrained(tmp_path, readout=readout, system="be strict")
+    model = ProcessRewardModel.from_pretrained(tmp_path, readout=readout)
     if not READOUTS[readout].two_words:
         assert model.score(data)[0] == [0.5, 0.5]
         torch.nn.init.normal_(model.readout.weight)
@@ -204,6 +204,63 @@ def test_a_conversation_is_the_chat_template_s_and_read_before_every_answer(
     together = model.step_logits(twice)
     for row, found in zip(twice, together, strict=True):
         assert model.step_logits([row])[0] == pytest.approx(found, abs=1e-5)
+
+
+def test_a_template_that_begins_the_last_answer_otherwise_is_refused(tmp_path: Path) -> None:
+    data = rows(tmp_path, images=False)
+    model = build_model(ModelConfig("tiny-llama", readout="conversation", tiny=TINY), data, seed=0)
+    model.tokenizer.chat_template = CHAT.replace(
+        "assistant\n{% endif %}", "assistant\n<think>{% endif %}"
+    )
+    assert len(model.score([data[2]])[0]) == 1  # nothing to differ from
+    with pytest.raises(UserError, match=r"begins its last answer otherwise.*<think>"):
+        model.score([data[0]])
+
+
+def test_a_system_message_is_for_chats(tmp_path: Path) -> None:
+    data = rows(tmp_path, images=False)
+    for readout in ("marker", "prefix"):  # the second one: without a chat template
+        config = ModelConfig("tiny-llama", readout=readout, system="be strict", tiny=TINY)
+        with pytest.raises(UserError, match=r"model\.system"):
+            build_model(config, data, seed=0).score(data)
+
+
+def test_heads_with_a_bias_and_other_families(tmp_path: Path) -> None:
+    data = rows(tmp_path, images=False)
+    tokenizer = build_model(ModelConfig("tiny-llama", tiny=TINY), data, seed=0).tokenizer
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    sizes |= {"vocab_size": len(tokenizer), "intermediate_size": 64, "pad_token_id": 0}
+    sizes |= {"bos_token_id": None, "eos_token_id": None}
+    plus, minus = tokenizer.convert_tokens_to_ids(["+", "-"])
+    for kind in ("phi", "gpt2"):
+        full = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).eval()
+        if kind == "phi":
+            torch.nn.init.normal_(full.lm_head.bias)
+        full.save_pretrained(tmp_path / kind)
+        tokenizer.save_pretrained(tmp_path / kind)
+        for readout in ("generative", "vocabulary"):
+            model = ProcessRewardModel.from_pretrained(tmp_path / kind, readout=readout)
+            if readout == "vocabulary":
+                torch.nn.init.normal_(model.readout.weight)
+            batch = model.encoder()([data[0]])
+            with torch.no_grad():
+                words = full(batch["inputs"]["input_ids"]).logits[0, batch["step_positions"][0]]
+                naive = words[:, plus] - words[:, minus]
+                if readout == "vocabulary":
+                    naive = (words @ model.readout.weight.T)[:, 0]
+            found = model.step_logits([data[0]])[0]
+            assert found == pytest.approx(naive.tolist(), rel=1e-4, abs=1e-4)
+            model.save_pretrained(tmp_path / "saved")
+            again = ProcessRewardModel.from_pretrained(tmp_path / "saved")
+            assert again.step_logits([data[0]])[0] == found
+    for kind in ("cohere", "granite"):
+        scaled = {"logit_scale": 0.1, "logits_scaling": 8.0}
+        config = AutoConfig.for_model(kind, **sizes, **scaled)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / kind)
+        tokenizer.save_pretrained(tmp_path / kind)
+        with pytest.raises(UserError, match="change the vocabulary logits by logit"):
+            ProcessRewardModel.from_pretrained(tmp_path / kind, readout="generative")
+        assert ProcessRewardModel.from_pretrained(tmp_path / kind).score(data)[2] == [0.5]
 
 
 def test_a_conversation_needs_a_chat_template(tmp_path: Path) -> None:

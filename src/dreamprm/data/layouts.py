@@ -64,8 +64,11 @@ class TokenLayout:
         system: the system message of a chat; None for none.
 
     Raises:
-        UserError: the tokenizer does not know the marker as one token.
+        UserError: the tokenizer does not know the marker as one token, or there is no chat to have
+            a system message.
     """
+
+    is_chat = False
 
     def __init__(
         self,
@@ -81,6 +84,11 @@ class TokenLayout:
         if self.marker is None or self.marker == tokenizer.unk_token_id:
             raise UserError(f"the tokenizer has no token {step_marker!r} to mark the end of a step")
         self._rendered: dict[tuple[int, int], list[list[int]]] = {}
+        if system is not None and not (self.is_chat and tokenizer.chat_template):
+            raise UserError(
+                "model.system is the first message of a chat, for model.readout=conversation or "
+                "prefix and a tokenizer with a chat template"
+            )
 
     def __call__(self, trajectory: Trajectory, images: Sequence[list[int]]) -> list[Row]:
         """The rows of one trajectory.
@@ -141,6 +149,13 @@ class TokenLayout:
                     f"{images} images, then the text of the first of {users} user turns, and an "
                     "answer between any two of them"
                 )
+            before_answers = {pieces[2 * n] for n in range(images + 1, len(expected), 2)}
+            if before_answers - {pieces[-1]}:
+                raise UserError(
+                    "the tokenizer's chat template begins its last answer otherwise than the ones "
+                    f"before, by {pieces[-1]!r}: a step's score would depend on whether others "
+                    "follow; take model.readout=generative, or another template"
+                )
             self._rendered[key] = [self.special(piece) for piece in pieces[::2]]
         return self._rendered[key]
 
@@ -153,6 +168,8 @@ class TokenLayout:
 
 class Prefixes(TokenLayout):
     """The layout ``prefixes``."""
+
+    is_chat = True
 
     def __call__(self, trajectory: Trajectory, images: Sequence[list[int]]) -> list[Row]:
         """The rows of one trajectory, one a step."""
@@ -174,6 +191,8 @@ class Prefixes(TokenLayout):
 
 class Turns(TokenLayout):
     """The layout ``turns``."""
+
+    is_chat = True
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)

@@ -76,8 +76,9 @@ class Generative(nn.Module):
         assert head is not None
         two: Any = head.weight[self.tokens]  # type: ignore[index]
         dtype = torch.promote_types(two.dtype, torch.float32)  # as in Marker
+        bias: Any = None if head.bias is None else head.bias[self.tokens].to(dtype)  # type: ignore[index]
         with torch.autocast(hidden.device.type, enabled=False):
-            logits = linear(hidden.to(dtype), two.to(dtype))
+            logits = linear(hidden.to(dtype), two.to(dtype), bias)
         return logits[..., 0] - logits[..., 1]
 
 
@@ -120,8 +121,24 @@ def readout_named(name: str) -> Readout:
     return READOUTS[name]
 
 
+# Of a text config: what some families do to the logits after the head.
+AFTER_HEAD = ("logit_scale", "logits_scaling", "final_logit_softcapping", "lm_head_multiplier")
+
+
 def head_of(backbone: Any) -> nn.Linear:
-    """A head that shares its weights with the backbone's input embeddings."""
+    """A head that shares its weights with the backbone's input embeddings.
+
+    Raises:
+        UserError: the backbone's family changes the logits after the head.
+    """
+    text = backbone.config.get_text_config()
+    for name in AFTER_HEAD:
+        value = getattr(text, name, None)
+        if value is not None and value != 1.0:
+            raise UserError(
+                f"backbones of type {text.model_type!r} change the vocabulary logits by {name}, "
+                "which this readout does not: expected model.readout=marker for this one"
+            )
     embeddings = backbone.get_input_embeddings()
     words, width = embeddings.weight.shape
     head = nn.Linear(width, words, bias=False, device="meta")

@@ -201,8 +201,10 @@ class ProcessRewardModel(nn.Module):
         if self.image_processor is not None:
             self.image_processor.save_pretrained(folder)
         tensors = dict(self.readout.state_dict())
-        if self.head is not None and self.head.weight is not backbone.get_input_embeddings().weight:
-            tensors |= self.head.state_dict(prefix=HEAD)
+        if self.head is not None:
+            shared = self.head.weight is backbone.get_input_embeddings().weight
+            own = self.head.state_dict(prefix=HEAD)
+            tensors |= {n: t for n, t in own.items() if not (shared and n == f"{HEAD}weight")}
         save_file({name: t.contiguous() for name, t in tensors.items()}, folder / READOUT_FILE)
         (folder / SETTINGS_FILE).write_text(json.dumps(self.settings | base, indent=2) + "\n")
 
@@ -254,12 +256,14 @@ class ProcessRewardModel(nn.Module):
             add_step_marker(loaded, tokenizer, settings.get("step_marker", STEP_MARKER))
         backbone, head = loaded, None
         if with_head:
-            backbone, head = loaded.model, loaded.get_output_embeddings()
+            backbone, head = loaded.base_model, loaded.get_output_embeddings()
+            head_of(backbone)  # refuses what is not linear
         tensors = load_file(Path(path) / READOUT_FILE) if saved else {}
         own = {name.removeprefix(HEAD): tensors.pop(name) for name in [*tensors] if HEAD in name}
         if own:
             head = head_of(backbone)
-            head.weight = nn.Parameter(own["weight"].to(dtype))
+            for name, tensor in own.items():
+                setattr(head, name, nn.Parameter(tensor.to(dtype)))
         settings.pop("base", None)
         model = cls(backbone, tokenizer, image_processor, head=head, **settings)
         if saved:
