@@ -11,12 +11,23 @@ of both alone; and how far the logits of the two are apart for the same weights.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from measuring import Setting, Shape, parser, ratio, seconds, setting, show
+from measuring import (
+    Setting,
+    Shape,
+    forget,
+    matrix_rate,
+    parser,
+    ratio,
+    seconds,
+    setting,
+    show,
+)
 from torch import Tensor, nn
 
 from dreamprm.hypergradients.cost import operations
@@ -41,12 +52,17 @@ def plain(where: Setting, shape: Shape, repeats: int) -> Iterator[dict[str, Any]
     }
     times = seconds(cycles, repeats, where.device)
     counted = {name: operations(cycle) for name, cycle in cycles.items()}
-    for name in list(runs)[1:]:
+    rate = matrix_rate(where.device)
+    tokens = T * shape.batch * (shape.prompt + shape.steps * shape.step_tokens)
+    for name in runs:
+        middle = statistics.median(times[name])
         yield {
             "benchmark": "cycle",
             "of": name,
             "over plain": ratio(times, name, "plain"),
             "operations over plain": round(counted[name] / counted["plain"], 3),
+            "lower tokens a second": round(tokens / middle),
+            "share of the matrix rate": round(counted[name] / middle / rate, 3),
             **asdict(shape),
         }
 
@@ -179,6 +195,7 @@ def main() -> None:
     where, shape = setting(found), Shape(batch=found.batch)
     if "plain" in found.sections:
         show(plain(where, shape, found.repeats))
+        forget()
     if "published" in found.sections:
         show(published(where, shape, found.repeats))
 

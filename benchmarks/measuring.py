@@ -6,12 +6,14 @@ The model is a Qwen2-VL of random weights: small on the CPU, with the sizes of Q
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from dreamprm.data.batches import to_device
 from dreamprm.engines.base import EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.models.checkpointing import enable_checkpointing
+from dreamprm.models.families import QWEN_TOKENS
 from dreamprm.models.reward_model import STEP_MARKER, ProcessRewardModel
 from dreamprm.models.weighting import DomainTable
 from dreamprm.problems.config import ProblemConfig
@@ -30,6 +33,7 @@ from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
 PATCH, MERGE = 14 * 14 * 3 * 2, 2  # of Qwen2-VL's images: numbers a patch, patches a side a token
 SPECIAL = {"<|vision_start|>": 0, "<|image_pad|>": 1, "<|vision_end|>": 2, STEP_MARKER: 3}
 SPECIAL |= {"<|video_pad|>": 4, "<|endoftext|>": 5}
+IDS = {name: SPECIAL[token] for name, token in QWEN_TOKENS.items()}
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Setting:
         """A reward model whose readout is not zero, so that all gradients are there."""
         torch.manual_seed(0)
         with torch.device(self.device):
-            backbone = Qwen2VLModel(_config(self))
+            backbone = Qwen2VLModel(config_of(self, IDS))
         tokens = Tokenizer(models.WordLevel(SPECIAL, unk_token="<|endoftext|>"))
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="<|endoftext|>")
         model = ProcessRewardModel(backbone, tokenizer)
@@ -119,9 +123,7 @@ class Setting:
             unroll_steps: T.
             checkpointing: of the backbone's gradients.
         """
-        model = self.model()
-        if checkpointing:
-            enable_checkpointing(model.backbone)
+        model, optimizer = _trained(self, checkpointing)
         lower = PRMFineTuning(
             ProblemConfig(
                 type=method or "identity",
@@ -131,7 +133,7 @@ class Setting:
                 hypergradient_batch_size=part,
             ),
             module=model,
-            optimizer=torch.optim.AdamW(model.parameters(), lr=1e-5),
+            optimizer=optimizer,
             train_data_loader=_Batches(self, shape),
         )
         upper = None
@@ -155,7 +157,30 @@ class Setting:
         return cycle
 
 
-def _config(setting: Setting) -> Qwen2VLConfig:
+@cache
+def _trained(setting: Setting, checkpointing: bool) -> tuple[ProcessRewardModel, Any]:
+    """The model that all runs train in turn, and its optimizer: several do not fit on a GPU."""
+    model = setting.model()
+    if checkpointing:
+        enable_checkpointing(model.backbone)
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+
+def forget() -> None:
+    """Frees the model that runs share, once the runs are gone."""
+    _trained.cache_clear()
+    gc.collect()  # problems and engines hold each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def config_of(setting: Setting, ids: Mapping[str, int]) -> Qwen2VLConfig:
+    """Of the backbone: small on the CPU, on CUDA that of Qwen2-VL-2B.
+
+    Args:
+        setting: where.
+        ids: of the image tokens.
+    """
     heads, half = max(1, setting.width // 64), 32
     text = {
         "hidden_size": setting.width,
@@ -194,10 +219,7 @@ def _config(setting: Setting) -> Qwen2VLConfig:
     return Qwen2VLConfig(
         text_config=text,
         vision_config=vision,
-        vision_start_token_id=0,
-        image_token_id=1,
-        vision_end_token_id=2,
-        video_token_id=4,
+        **ids,
     )
 
 
@@ -241,6 +263,14 @@ def ratio(times: Mapping[str, list[float]], of: str, to: str, by: float = 1.0) -
     found = [by * a / b for a, b in zip(times[of], times[to], strict=True)]
     values = (statistics.median(found), min(found), max(found))
     return dict(zip(("median", "lowest", "highest"), (round(v, 3) for v in values), strict=True))
+
+
+def matrix_rate(device: str) -> float:
+    """Operations a second of a large matrix product in the arithmetic of the runs; best of 5."""
+    n, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    times = seconds({"product": lambda: a @ a}, 5, device)["product"]
+    return 2 * n**3 / min(times)
 
 
 def _wait(device: str) -> None:

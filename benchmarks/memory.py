@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from measuring import Setting, Shape, parser, setting, show
+from measuring import Setting, Shape, forget, parser, setting, show
 
 from dreamprm.hypergradients.cost import peak_bytes
 
@@ -59,6 +59,7 @@ def main() -> None:
     found = options.parse_args()
     for checkpointing in (False, True):
         show(memory(setting(found), Shape(batch=found.batch), checkpointing))
+        forget()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ against a pass for every prefix of it. ``shared_prefix``: the candidates of a qu
 from one prefix, against a pass over every whole candidate in one batch. ``image_prefix``: the same
 with an image in the question. Each line says how far the scores of the two ways are apart.
 
-On a CPU the model is a Qwen2-VL or Qwen2 of width 384 with 4 layers; with ``--device cuda`` it has
-the proportions of Qwen2-VL-2B (``--width 1536 --layers 28`` and bf16), with random weights.
+On a CPU the model is a Qwen2-VL or Qwen2 of width 384 with 4 layers; with ``--device cuda`` it is
+Qwen2-VL-2B by its config, in bf16, with random weights.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from measuring import Setting, config_of
 from PIL import Image
+from transformers import Qwen2VLModel
 
 from dreamprm.data.trajectory import Trajectory
+from dreamprm.models.families import QWEN_TOKENS
 from dreamprm.models.reward_model import STEP_MARKER, ProcessRewardModel
 from dreamprm.models.tiny import tiny_backbone, tiny_image_processor, tiny_tokenizer
 
@@ -42,12 +45,18 @@ def reward_model(name: str, options: argparse.Namespace) -> ProcessRewardModel:
     """A reward model of random weights, readout included."""
     # Text of digits alone: every character is a token, so lengths are exact.
     tokenizer = tiny_tokenizer(["0123456789"], 300, STEP_MARKER)
-    backbone = tiny_backbone(
-        name, tokenizer, options.width, options.layers, options.heads, options.layers, seed=0
-    )
+    if options.device == "cuda":
+        ids = {key: tokenizer.convert_tokens_to_ids(word) for key, word in QWEN_TOKENS.items()}
+        with torch.device("cuda"):
+            backbone: torch.nn.Module = Qwen2VLModel(config_of(Setting("cuda", 0, 0, 0), ids))
+        name = "tiny-qwen2-vl"  # of the image processor
+    else:
+        backbone = tiny_backbone(
+            name, tokenizer, options.width, options.layers, options.heads, options.layers, seed=0
+        )
     processor = tiny_image_processor(name, backbone, 10**7)
     model = ProcessRewardModel(backbone, tokenizer, processor).to(options.device).eval()
-    torch.nn.init.normal_(model.readout.weight, std=options.width**-0.5)
+    torch.nn.init.normal_(model.readout.weight, std=model.readout.weight.shape[1] ** -0.5)
     if options.device == "cuda":
         model.backbone.bfloat16()
     return model
@@ -169,16 +178,14 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=600, help="tokens, image included")
     parser.add_argument("--solution", type=int, default=150, help="tokens, in five steps")
-    parser.add_argument("--width", type=int, help="default: 384, on a GPU 1536")
-    parser.add_argument("--layers", type=int, help="default: 4, on a GPU 28")
+    parser.add_argument("--width", type=int, default=384, help="of the CPU's model")
+    parser.add_argument("--layers", type=int, default=4, help="of the CPU's model")
     options = parser.parse_args()
     unknown = set(options.comparisons) - set(COMPARISONS)
     if unknown:
         parser.error(f"unknown comparison {min(unknown)!r}: known are {', '.join(COMPARISONS)}")
     gpu = options.device == "cuda"
-    options.width = options.width or (1536 if gpu else 384)
-    options.layers = options.layers or (28 if gpu else 4)
-    options.heads = options.width // (128 if gpu else 64)
+    options.heads = options.width // 64
     torch.set_num_threads(options.threads)
     settings = {
         "device": torch.cuda.get_device_name() if gpu else "cpu",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,4 +31,14 @@ def test_every_line_is_a_measurement(script: str, arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert rows
-    assert all(any(isinstance(v, int | float | dict | list) for v in r.values()) for r in rows)
+    for row in rows:
+        assert all(math.isfinite(number) for number in _numbers(row)), row
+        apart = [row[key] for key in ("logits apart", "scores_apart") if key in row]
+        assert all(value < 1e-5 for value in apart), row
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return [number for each in inner for number in _numbers(each)]
+    return [value] if isinstance(value, int | float) else []
