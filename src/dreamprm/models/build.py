@@ -20,6 +20,8 @@ from dreamprm.models.tiny import (
     tiny_tokenizer,
 )
 
+TOKENIZER_ROWS = 20_000  # solutions, evenly spread, that a tiny tokenizer learns its merges from
+
 
 def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> ProcessRewardModel:
     """A new reward model.
@@ -41,7 +43,8 @@ def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> P
         if name not in TINY_BACKBONES:
             raise UserError(unknown_name("tiny backbone", name, TINY_BACKBONES))
         tiny = config.tiny
-        texts = (text for row in rows for text in (row.question, *row.steps))
+        sample = rows[:: max(1, len(rows) // TOKENIZER_ROWS)]
+        texts = (text for row in sample for text in (row.question, *row.steps))
         family = FAMILIES.get(TINY_BACKBONES[name])
         tokenizer = tiny_tokenizer(
             texts,
