@@ -214,9 +214,9 @@ def train_batches(
     size = config.lower.batch_size // config.lower.accumulate
     if config.lower.max_tokens is not None:
         lengths = [len(encode.tokens(row)[0]) for row in rows]
-        stream = TokenBatchStream(rows, lengths, config.lower.max_tokens, size, encode, config.seed)
-        log.info("batches filled by tokens: %.1f %% padding", 100 * stream.padding())
-        return stream
+        filled = TokenBatchStream(rows, lengths, config.lower.max_tokens, size, encode, config.seed)
+        log.info("batches filled by tokens: %.1f %% padding", 100 * filled.padding())
+        return filled
     groups = None if config.data.sampling == "proportional" else rows.groups()
     stream = BatchStream(rows, size, encode, config.seed, groups, config.data.temperature, fits)
     if fits is not None:

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from dreamprm.data.formats import FORMATS, with_images
-from dreamprm.data.rows import HUB, hub_dataset, json_lines, parse_object
+from dreamprm.data.json_rows import json_lines, parse_object
+from dreamprm.data.rows import HUB, hub_dataset
 from dreamprm.data.table import TYPES, Columns, TrajectoryTable, facts_of
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError

@@ -68,7 +68,7 @@ class TrajectoryTable(Sequence[Trajectory]):
         names = tuple(sorted({row.domain for row in rows}))
         code = {name: place for place, name in enumerate(names)}
         facts = [(code[row.domain], *facts_of(row)) for row in rows]
-        arrays = {
+        arrays: dict[str, Any] = {
             name: np.fromiter((fact[place] for fact in facts), kind, len(facts))
             for place, (name, kind) in enumerate(TYPES.items())
         }
