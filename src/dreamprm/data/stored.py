@@ -194,8 +194,6 @@ def _state(path: Path) -> list[str]:
         found = [(file.name, file.stat()) for file in files if file.is_file()]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if not found:
-        raise UserError(f"there is no file {path}")
     return [_readers(), *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in found)]
 
 

@@ -274,8 +274,10 @@ def _images(record: Mapping[str, Any], folder: Path) -> tuple[Path, ...]:
     for item in value:
         try:
             inside = (root / item).resolve().is_relative_to(root)
+            (root / item).is_file()  # a name that is too long is found out by asking
         except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, NUL
-            raise UserError(f"image {shown(item)} is no path to a file: {error}") from error
+            fault = getattr(error, "strerror", None) or error
+            raise UserError(f"image {shown(item)} is no path to a file: {fault}") from error
         if not inside:
             raise UserError(f"image {shown(item)} is outside the folder of the file")
     return tuple(folder / item for item in value)
