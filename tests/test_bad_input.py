@@ -10,8 +10,10 @@ import gzip
 import io
 import json
 import os
+import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +110,6 @@ def linked_file(folder: Path) -> Path:
     return folder / "x.jsonl"
 
 
-def unreadable(folder: Path) -> Path:
-    path = second()(folder)
-    path.chmod(0)
-    return path
-
-
 def png(size: tuple[int, int], cut: int | None = None) -> bytes:
     file = io.BytesIO()
     Image.effect_noise(size, 50).save(file, "PNG")
@@ -202,7 +198,7 @@ SOLUTIONS: dict[str, tuple[Make, str]] = {
     "white space alone": (raw(b" \n\n\t\n"), "holds no rows"),
     "a folder": (folder_named("x.jsonl"), "{path} is a folder, expected a file"),
     "no file": (lambda folder: folder / "x.jsonl", "there is no file {path}"),
-    "a link to itself": (linked_file, "there is no file {path}"),
+    "a link to itself": (linked_file, "cannot read {path}: Too many levels of symbolic links"),
     "another extension": (raw(text(ROW), "x.csv"), "{path} ends in '.csv', expected .jsonl"),
     "gzip named .jsonl": (raw(gzip.compress(text(ROW))), "{path} is compressed by gzip"),
     "Parquet named .jsonl": (raw(b"PAR1" + b"\0" * 20), "{path} is Parquet: name it .parquet"),
@@ -327,17 +323,42 @@ def test_wrong_images(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert message in printed
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-@pytest.mark.parametrize("way", ["validate", "train"])
-def test_a_file_without_permission(
-    way: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder in which this process has no more rights than anybody, even where root runs it."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(before)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("what", ["the file", "its folder"])
+@pytest.mark.parametrize("way", ["validate", "train", "train from disk"])
+def test_no_permission(
+    way: str,
+    what: str,
+    open_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = unreadable(tmp_path)
+    inner = open_folder / "data"
+    inner.mkdir()
+    path = second()(inner)
+    monkeypatch.setenv("DREAMPRM_CACHE", str(open_folder / "cache"))
     arguments = {
         "validate": ["validate", str(path)],
-        "train": train(tmp_path, f"data.train=[{path}]"),
+        "train": train(open_folder, f"data.train=[{path}]"),
+        "train from disk": train(open_folder, f"data.train=[{path}]", "data.streaming=always"),
     }[way]
-    assert f"cannot read {path}: Permission denied" in refused(capsys, *arguments)
+    shut = path if what == "the file" else inner
+    shut.chmod(0)
+    printed = refused(capsys, *arguments)
+    shut.chmod(0o700)
+    assert f"cannot read {path}: Permission denied" in printed
 
 
 def rows(folder: Path, name: str, *changes: dict[str, Any]) -> Path:

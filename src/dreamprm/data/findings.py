@@ -10,7 +10,10 @@ PLACES = 5  # that are kept of a kind
 KINDS = 1000  # that are told apart
 
 # What differs between two errors of one kind: values and numbers.
-_VALUE = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b\d[\d.,e+-]*|(?<=\s)\S*/\S+")
+_VALUE = re.compile(
+    r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?<=\s)\S*/\S+"""
+    r"""|-?\b\d+(?:[.,]\d+)*(?:e[+-]?\d+)?\b|-?\b(?:nan|inf|None|True|False)\b"""
+)
 
 
 @dataclass

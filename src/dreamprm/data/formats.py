@@ -120,7 +120,7 @@ def with_images(item: Item, where: str, images: str) -> tuple[Item, list[Path]]:
         return item, []
     if images == "ignore":
         return replace(item, images=()), []
-    missing = [image for image in item.images if not image.is_file()]
+    missing = [image for image in item.images if not os.path.isfile(image)]
     if missing and images == "require":
         folder = " (a folder)" if missing[0].is_dir() else ""
         raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -193,12 +194,18 @@ def refuse_no_file(path: Path) -> None:
     """Refuses what is not a file.
 
     Raises:
-        UserError: there is nothing, or a folder.
+        UserError: there is nothing, or something else, or it may not be looked at.
     """
-    if path.is_dir():
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: NUL
+        raise UserError(f"there is no file {path}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if stat.S_ISDIR(found.st_mode):
         raise UserError(f"{path} is a folder, expected a file")
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path} is no file but a device or a pipe, expected a file")
 
 
 def _refuse_foreign(path: Path) -> None:

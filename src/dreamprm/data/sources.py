@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def expand(names: Sequence[str], key: str) -> list[Path]:
     """
     found: list[Path] = []
     for name in names:
-        if name.startswith(HUB) or Path(name).exists() or not glob.has_magic(name):
+        if name.startswith(HUB) or os.path.exists(name) or not glob.has_magic(name):
             found.append(Path(name))
             continue
         matches = sorted(glob.glob(name, recursive=True))
@@ -141,7 +142,7 @@ def expand(names: Sequence[str], key: str) -> list[Path]:
 def _is_streamed(config: DataConfig, paths: Sequence[Path]) -> bool:
     if config.streaming != "auto":
         return config.streaming == "always"
-    size = sum(path.stat().st_size for path in paths if path.is_file())
+    size = sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
     return size > STREAM_ABOVE or any(str(path).startswith(HUB) for path in paths)
 
 

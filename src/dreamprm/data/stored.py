@@ -189,9 +189,9 @@ def _state(path: Path) -> list[str]:
     """What an index is of: the file or the folder's files as they are, and the code that reads."""
     if str(path).startswith(HUB):
         return [hub_dataset(str(path))._fingerprint, _readers()]
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
     try:
-        found = [(file.name, file.stat()) for file in files if file.is_file()]
+        files = sorted(path.iterdir()) if os.path.isdir(path) else [path]
+        found = [(file.name, file.stat()) for file in files if os.path.isfile(file)]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     return [_readers(), *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in found)]
