@@ -52,7 +52,7 @@ def test_every_wrong_row_is_reported(tmp_path: Path, capsys: pytest.CaptureFixtu
     errors = [f for f in file["findings"] if f["severity"] == "error"]
     assert found(errors) == [
         ("error", "the label of step 1 is 1.5, expected a number from 0 to 1 or null", 9),
-        ("error", "not JSON: Expecting value at character 8", 1),
+        ("error", "not JSON: Expecting value at character 7", 1),
         ("error", "step_labels holds 2 labels, expected one for each of the 1 steps", 1),
         ("error", f"the id stands at {path}:1 already", 1),
     ]

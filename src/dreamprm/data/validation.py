@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -65,9 +66,9 @@ class DomainCounts:
                 self.unlabelled += 1
             else:
                 self.labels[min(int(label * LABEL_BINS), LABEL_BINS - 1)] += 1
-        self.steps[int(np.searchsorted(STEP_EDGES, len(row.steps)))] += 1
+        self.steps[bisect_left(STEP_EDGES, len(row.steps))] += 1
         size = sum(map(len, row.steps))
-        self.characters[int(np.searchsorted(CHARACTER_EDGES, size))] += 1
+        self.characters[bisect_left(CHARACTER_EDGES, size)] += 1
 
 
 class Digests:
