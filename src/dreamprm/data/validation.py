@@ -176,7 +176,8 @@ def check_file(path: Path, role: str, format: str, images: Images) -> Iterator[F
                 _check_row(report, where, row, images)
                 yield report
     except UserError as error:
-        findings.add("error", str(error).removeprefix(f"{path}: "), str(path))
+        message = str(error)
+        findings.add("error", message, None if str(path) in message else str(path))
     else:
         if not report.rows and not bad["rows"]:
             findings.add("error", "holds no rows", str(path))

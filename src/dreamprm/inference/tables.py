@@ -124,12 +124,11 @@ def _found(of: dict[str, Any]) -> list[str]:
     for finding in of["findings"]:
         times = f"{finding['count']:,} × " if finding["count"] > 1 else ""
         lines.append(f"  {finding['severity']}: {times}{finding['message']}")
-        if finding["places"]:
-            # The file stands above; what is left is :line or row n.
-            places = [
-                p.removeprefix(of.get("path", "")).removeprefix(": ") for p in finding["places"]
-            ]
-            more = ", …" if finding["count"] > len(finding["places"]) else ""
+        # The file stands above; what is left is :line or row n, or nothing of the file as a whole.
+        whole = of.get("path", "")
+        places = [place.removeprefix(whole).removeprefix(": ") for place in finding["places"]]
+        if any(places):
+            more = ", …" if finding["count"] > len(places) else ""
             lines.append(f"    at {', '.join(places)}{more}")
     return lines
 
