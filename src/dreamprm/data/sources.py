@@ -181,7 +181,9 @@ def usable_train(
     labelled = np.flatnonzero(table.columns.labelled)
     kept = labelled
     if fits is not None:
-        with progress_bar("lengths", len(labelled), "solution") as bar:
+        # A bar for what takes more than some seconds.
+        name = "lengths" if len(labelled) > 10_000 else None
+        with progress_bar(name, len(labelled), "solution") as bar:
             fitting = []
             for index in labelled.tolist():
                 fitting.append(fits(table[index]))
