@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dreamprm.config import Config, OptimizerConfig, save_config
 from dreamprm.data.batches import BatchStream
 from dreamprm.data.encoding import Encoder
 from dreamprm.data.sources import RunData, load_data, usable_meta, usable_train
+from dreamprm.data.table import TrajectoryTable
 from dreamprm.data.token_batches import TokenBatchStream
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.engines.base import EngineConfig
@@ -74,6 +76,10 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> dict
     data = load_data(config.data, out, config.seed)
     engine = build_engine(config, data, out)
     # Only now is it a run: a mistake that was found before leaves nothing to overwrite.
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}") from error
     save_config(config, out / CONFIG_FILE)
     numbers, weights = _run(engine, data, out)
     runs = {config.weighting: numbers}
@@ -96,9 +102,15 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> dict
 
 def _run(engine: PRMEngine, data: RunData, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
     """Trains one reward model; gives its numbers on the test set, and the domain weights."""
+    (batches,) = engine.lower.train_data_loader
     if engine.resume():
         log.info("%s continues after step %d", folder, engine.global_step)
     engine.run()
+    if batches.left_out:
+        log.warning(
+            "%d solutions longer than data.max_tokens were left out when they were drawn",
+            batches.left_out,
+        )
     model: ProcessRewardModel = engine.lower.module
     model.save_pretrained(folder / "model")
     weights = engine.weights()
@@ -116,7 +128,9 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
     def fits(row: Trajectory) -> bool:
         return len(encode.tokens(row)[0]) <= config.data.max_tokens
 
-    rows = usable_train(data.train, fits)
+    # Of data on disk, lengths are looked at when a solution is drawn: all of them take too long.
+    later = data.streamed and config.lower.max_tokens is None
+    rows = usable_train(data.train, None if later else fits)
     learned = config.weighting != "uniform"
     # A plain run needs no meta set, but validates on one that is there.
     meta = usable_meta(data.meta, fits) if data.meta or learned else []
@@ -144,7 +158,7 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
         module=model,
         optimizer=optimizer,
         scheduler=build_schedule(optimizer, config.lower, config.steps),
-        train_data_loader=train_batches(config, rows, encode),
+        train_data_loader=train_batches(config, rows, encode, fits if later else None),
     )
     upper = None
     if learned:
@@ -199,16 +213,31 @@ def _hypergradient_batch_size(config: Config) -> int:
     return size
 
 
-def train_batches(config: Config, rows: list[Trajectory], encode: Encoder) -> BatchStream:
-    """Micro-batches of the lower level: stratified by domain, as drawn, or filled by tokens."""
+def train_batches(
+    config: Config,
+    rows: TrajectoryTable,
+    encode: Encoder,
+    fits: Callable[[Trajectory], bool] | None = None,
+) -> BatchStream:
+    """Micro-batches of the lower level: sampled as ``data.sampling`` says, or filled by tokens.
+
+    Args:
+        config: of the run.
+        rows: the training set.
+        encode: collates.
+        fits: whether a solution is short enough, where that has not been looked at yet.
+    """
     size = config.lower.batch_size // config.lower.accumulate
     if config.lower.max_tokens is not None:
         lengths = [len(encode.tokens(row)[0]) for row in rows]
-        stream = TokenBatchStream(rows, lengths, config.lower.max_tokens, size, encode, config.seed)
-        log.info("batches filled by tokens: %.1f %% padding", 100 * stream.padding())
-        return stream
-    domains = [row.domain for row in rows] if config.data.stratified else None
-    return BatchStream(rows, size, encode, config.seed, domains)
+        filled = TokenBatchStream(rows, lengths, config.lower.max_tokens, size, encode, config.seed)
+        log.info("batches filled by tokens: %.1f %% padding", 100 * filled.padding())
+        return filled
+    groups = None if config.data.sampling == "proportional" else rows.groups()
+    stream = BatchStream(rows, size, encode, config.seed, groups, config.data.temperature, fits)
+    if fits is not None:
+        stream.indices(0)  # what fits nowhere is found before the run begins
+    return stream
 
 
 def meta_batches(
@@ -276,7 +305,8 @@ def _prepare(out: Path, config: Config, resume: bool, overwrite: bool) -> None:
     """Makes the run directory ready, and refuses to lose what is in it."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, expected a folder for the run")
-    out.mkdir(parents=True, exist_ok=True)
+    if not out.exists():
+        return  # made when it is known that there is something to run
     if (out / CONFIG_FILE).is_file():
         if resume:
             _refuse_changes(out / CONFIG_FILE, config)

@@ -1,13 +1,16 @@
-"""Fixtures: the reference problems of the hypergradients."""
+"""Fixtures: the reference problems of the hypergradients; nothing goes to the user's cache."""
 
 from __future__ import annotations
 
 import pytest
 
-from dreamprm.hypergradients.references import (
-    Reference,
-)
+from dreamprm.hypergradients.references import Reference
 from tests.references import REFERENCES
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("DREAMPRM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ SMALL = ["--width", "64", "--layers", "1"]
         ("memory.py", [*SMALL]),
         ("scaling.py", ["domains", *SMALL, "--repeats", "1"]),
         ("scoring.py", [*SMALL, "--rounds", "1"]),
+        ("reading.py", ["--rows", "500", "--steps", "5"]),
         ("hypergradients.py", ["exactness", "cost", "--width", "128", "--layers", "1"]),
     ],
 )

@@ -211,7 +211,7 @@ def test_the_fidelity_of_the_live_hypergradient_is_logged(finished: Path, tmp_pa
             "lower.schedule=step",
             "lower.warmup_steps=0",
         ],
-        ["model.freeze_vision=true", "data.stratified=false", "lower.schedule=cosine"],
+        ["model.freeze_vision=true", "data.sampling=proportional", "lower.schedule=cosine"],
         ["model.backbone=tiny-qwen3", "data.images=ignore"],
         ["weighting=uniform"],
     ],

@@ -112,7 +112,7 @@ def test_a_wrong_row_is_named_by_file_and_line(
         ("x.jsonl", b'{"id": ', r"x\.jsonl:1: not JSON"),
         ("x.jsonl", b"[1]\n", "found list, expected an object"),
         ("x.json", b"{}", "holds dict, expected an array"),
-        ("x.jsonl", b"\xff\xfe\x00", "not UTF-8"),
+        ("x.jsonl", b"\xff\xfe\x00", "is UTF-16 text, expected UTF-8"),
         ("x.csv", b"a,b", "ends in '.csv'"),
     ],
 )

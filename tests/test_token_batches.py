@@ -78,9 +78,9 @@ def test_in_a_run(tmp_path: Path) -> None:
         *("lower.batch_size=16", "upper.batch_size=8", "model.tiny.width=32"),
         *("model.tiny.heads=2", "lower.warmup_steps=0", "lower.accumulate=2"),
     ]
-    with pytest.raises(UserError, match=r"data\.stratified=false"):
+    with pytest.raises(UserError, match=r"data\.sampling=proportional"):
         load_config("demo", [*base, "lower.max_tokens=4096"])
-    base.append("data.stratified=false")
+    base.append("data.sampling=proportional")
     with pytest.raises(UserError, match=r"at least data\.max_tokens, 2048"):
         load_config("demo", [*base, "lower.max_tokens=2047"])
     with pytest.raises(UserError, match=r"upper\.max_tokens"):

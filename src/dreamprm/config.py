@@ -33,6 +33,7 @@ class DataConfig:
 
     # canonical, dreamprm-train, dreamprm-meta, math-vision, gsm8k-solutions
     format: str = "canonical"
+    # Files, patterns of file names such as parts/*.jsonl, and hub:NAME or hub:NAME:SPLIT.
     train: list[str] = field(default_factory=list)
     # Solutions with an outcome each. Without files: the share `meta_share` of the questions of
     # `train`, held out.
@@ -51,8 +52,13 @@ class DataConfig:
     images: str = "require"
     # Longer solutions are left out, and counted.
     max_tokens: int = 2048
-    # Equal numbers of solutions from every domain in a batch; else as many as a domain has.
-    stratified: bool = True
+    # How often a domain of n solutions is drawn: balanced, as often as any other, in every batch;
+    # proportional, n; temperature, n^(1 / data.temperature).
+    sampling: str = "balanced"
+    temperature: float | None = None
+    # Where training solutions are: never on disk alone, always, or auto: where their files have
+    # more than 128 MiB, or come from the hub. docs/data.md
+    streaming: str = "auto"
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
 
@@ -120,7 +126,7 @@ class OptimizerConfig:
     # each other (pairwise, the means over a domain's steps) does so within a micro-batch.
     accumulate: int = 1
     # Lower level: micro-batches of solutions of similar length, with at most so many tokens each,
-    # padding included; batch_size is then the most solutions. Not with data.stratified.
+    # padding included; batch_size is then the most solutions. With data.sampling: proportional.
     max_tokens: int | None = None
     schedule: str = "constant"  # constant, linear, cosine, step
     warmup_steps: int = 0
@@ -190,6 +196,8 @@ CHOICES = {
     "device": ("default", "cpu", "gpu"),
     "model.readout": ("marker", "vocabulary", "generative", "conversation", "prefix"),
     "data.labels": ("steps", "outcome"),
+    "data.sampling": ("balanced", "proportional", "temperature"),
+    "data.streaming": ("auto", "always", "never"),
     "data.images": ("require", "skip_missing", "ignore"),
     "lower.schedule": ("constant", "linear", "cosine", "step"),
     "upper.schedule": ("constant", "linear", "cosine", "step"),
@@ -348,6 +356,14 @@ def _check(config: Any, where: str) -> None:
         value = OmegaConf.select(config, key)
         if not 0 <= value < 1:
             raise UserError(f"{where}: {key} is {value}, expected at least 0 and less than 1")
+    temperature = config.data.temperature
+    if (config.data.sampling == "temperature") != (temperature is not None):
+        raise UserError(
+            f"{where}: data.sampling is {config.data.sampling} and data.temperature "
+            f"{temperature}: the one needs the other"
+        )
+    if temperature is not None and not temperature > 0:
+        raise UserError(f"{where}: data.temperature is {temperature}, expected more than 0")
     dropout = config.model.lora.dropout
     if not 0 <= dropout < 1:
         raise UserError(
@@ -358,10 +374,10 @@ def _check(config: Any, where: str) -> None:
             f"{where}: model.lora.alpha is {config.model.lora.alpha}, expected more than 0"
         )
     if config.lower.max_tokens is not None:
-        if config.data.stratified:
+        if config.data.sampling != "proportional":
             raise UserError(
                 f"{where}: lower.max_tokens fills batches by length, whatever the domain: "
-                "set data.stratified=false"
+                "set data.sampling=proportional"
             )
         if config.lower.max_tokens < config.data.max_tokens:
             raise UserError(

@@ -12,6 +12,15 @@ class UserError(ValueError):
     """The user's input is wrong; the message names what was found and what was expected."""
 
 
+SHOWN = 80  # characters of a value that a message repeats
+
+
+def shown(value: object) -> str:
+    """A value as a message repeats it: cut short where it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text):,} characters)"
+
+
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -7,26 +7,40 @@ would have seen without the interruption.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dreamprm.errors import UserError
+
 Item = TypeVar("Item")
+
+
+BLOCK = 1024  # slots in which every group has its share, to within one
+ATTEMPTS = 1000  # draws for one slot, before a group counts as one that fits nowhere
 
 
 class BatchStream:
     """An endless iterable of collated batches, drawn without replacement within each epoch.
 
     Args:
-        items: what to draw from.
+        items: what to draw from; an item is taken out of it when it is drawn.
         batch_size: items per batch.
         collate: turns a list of items into a batch.
         seed: the order is a function of it.
-        groups: one group per item, for batches stratified by group: every group gives the same
-            number of items to a batch, up to one; where that does not come out even, the groups
-            take turns with the rest. Without it, items are drawn from the whole.
+        groups: one group per item, to draw from every group equally often: every group gives the
+            same number of items to a batch, up to one; where that does not come out even, the
+            groups take turns with the rest. Without it, items are drawn from the whole.
+        temperature: draw from a group of n items with a share proportional to n^(1/temperature)
+            instead (Arivazhagan et al. 2019, arXiv 1907.05019).
+        fits: whether an item may be drawn; without it, all may. One that does not fit is left out
+            when its turn comes, and another of its group drawn at random in its place.
+
+    Raises:
+        UserError: when a batch is drawn: none of very many items of a group fits.
     """
 
     def __init__(
@@ -35,28 +49,62 @@ class BatchStream:
         batch_size: int,
         collate: Callable[[list[Item]], Any],
         seed: int,
-        groups: Sequence[str] | None = None,
+        groups: Sequence[Any] | np.ndarray | None = None,
+        temperature: float | None = None,
+        fits: Callable[[Item], bool] | None = None,
     ) -> None:
-        if not items:
+        if not len(items):
             raise ValueError("there is nothing to draw batches from")
         self.items = items
         self.batch_size = batch_size
         self.collate = collate
         self.seed = seed
         self.position = 0
-        names = groups if groups is not None else [""] * len(items)
-        members: dict[str, list[int]] = {}
-        for index, name in enumerate(names):
-            members.setdefault(name, []).append(index)
-        self._members = [np.array(members[name]) for name in sorted(members)]
+        self._members = _members(len(items), groups)
         self._order: dict[tuple[int, int], np.ndarray] = {}
+        self._shares: np.ndarray | None = None
+        if temperature is not None:
+            # Over the largest, so that no power overflows.
+            sizes = np.array([len(members) for members in self._members])
+            powers = (sizes / sizes.max()) ** (1 / temperature)
+            self._shares = powers / powers.sum()
+        # Items drawn from each group before each block of slots.
+        self._before = [np.zeros(len(self._members), np.int64)]
+        self._block = lru_cache(maxsize=4)(self._groups_of_block)
+        self.fits = fits
+        self._fitting = np.zeros(len(items) if fits else 0, np.int8)  # 1 fits, -1 does not
+
+    @property
+    def left_out(self) -> int:
+        """How many items turned out not to fit, of those that were drawn."""
+        return int((self._fitting < 0).sum())
 
     def indices(self, position: int) -> list[int]:
         """The indices of the items of the batch at ``position``, counted from 0."""
         first = position * self.batch_size
-        slots = np.arange(first, first + self.batch_size)
-        count = len(self._members)
-        return [self._draw(int(slot % count), int(slot // count)) for slot in slots]
+        return [self._draw(*self._turn(slot)) for slot in range(first, first + self.batch_size)]
+
+    def _turn(self, slot: int) -> tuple[int, int]:
+        """The group that a slot is drawn from, and how often it was drawn from before."""
+        if self._shares is None:
+            nth, group = divmod(slot, len(self._members))
+            return group, nth
+        block, offset = divmod(slot, BLOCK)
+        while len(self._before) <= block:
+            drawn = np.bincount(self._block(len(self._before) - 1), minlength=len(self._members))
+            self._before.append(self._before[-1] + drawn)
+        groups = self._block(block)
+        group = int(groups[offset])
+        return group, int(self._before[block][group] + (groups[:offset] == group).sum())
+
+    def _groups_of_block(self, block: int) -> np.ndarray:
+        """[BLOCK] groups in random order: systematic sampling, each with its share on average."""
+        assert self._shares is not None
+        # No group has the number that stands for the groups' own draw.
+        rng = np.random.default_rng((self.seed, len(self._members), block))
+        points = (np.arange(BLOCK) + rng.random()) / BLOCK
+        groups = np.searchsorted(np.cumsum(self._shares)[:-1], points, side="right")
+        return rng.permutation(groups)
 
     def _draw(self, group: int, nth: int) -> int:
         """The index of the n-th item ever drawn from a group."""
@@ -68,7 +116,23 @@ class BatchStream:
             self._order = {k: v for k, v in self._order.items() if k[0] != group}
             rng = np.random.default_rng((self.seed, group, epoch))
             self._order[key] = rng.permutation(members)
-        return int(self._order[key][offset])
+        index = int(self._order[key][offset])
+        for attempt in range(1, ATTEMPTS + 1):
+            if self._is_fitting(index):
+                return index
+            rng = np.random.default_rng((self.seed, group, nth, attempt))
+            index = int(members[rng.integers(len(members))])
+        raise UserError(
+            f"{ATTEMPTS:,} items were drawn in the place of one that is too long, and all of them "
+            f"were; the last is {getattr(self.items[index], 'id', index)!r}: raise data.max_tokens"
+        )
+
+    def _is_fitting(self, index: int) -> bool:
+        if self.fits is None:
+            return True
+        if not self._fitting[index]:
+            self._fitting[index] = 1 if self.fits(self.items[index]) else -1
+        return bool(self._fitting[index] > 0)
 
     def __iter__(self) -> Iterator[Any]:
         while True:
@@ -79,7 +143,7 @@ class BatchStream:
     def recent(self, batches: int, size: int) -> Any:
         """One batch of the first ``size`` items, or all, of the last ``batches`` batches.
 
-        Of batches that are stratified, it is stratified in the same way.
+        It has groups in the same shares as they.
         """
         first = max(0, self.position - batches)
         items = [i for position in range(first, self.position) for i in self.indices(position)]
@@ -92,6 +156,17 @@ class BatchStream:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continues from a place in the order."""
         self.position = state["position"]
+
+
+def _members(count: int, groups: Sequence[Any] | np.ndarray | None) -> list[np.ndarray]:
+    """The indices of the items of each group, the groups sorted."""
+    if groups is None:
+        return [np.arange(count)]
+    names = sorted(set(groups.tolist() if isinstance(groups, np.ndarray) else groups))
+    code = {name: place for place, name in enumerate(names)}
+    codes = np.fromiter((code[name] for name in groups), np.int64, count)
+    order = np.argsort(codes, kind="stable")
+    return np.split(order, np.searchsorted(codes[order], np.arange(1, len(names))))
 
 
 def to_device(batch: Any, device: torch.device | str | None) -> Any:

@@ -83,27 +83,17 @@ def _read(kind: type[Item], row: dict[str, Any], path: Path, where: str) -> Item
 
 def _finish(path: Path, rows: list[tuple[str, Item]], images: str) -> list[Item]:
     """What holds for every format: ids are unique, and images are there or accounted for."""
-    if images not in IMAGE_CHOICES:
-        raise UserError(unknown_name("choice of images", images, IMAGE_CHOICES))
     if not rows:
         raise UserError(f"{path} holds no rows")
     seen: dict[str, str] = {}
-    items, incomplete = [], []
+    items = []
+    incomplete: list[Path] = []
     for where, item in rows:
         if item.id in seen:
             raise UserError(f"{where}: id {item.id!r} stands at {seen[item.id]} already")
         seen[item.id] = where
-        if images == "ignore":
-            item = replace(item, images=())
-        missing = [image for image in item.images if not image.is_file()]
-        if missing and images == "require":
-            raise UserError(
-                f"{where}: there is no image {missing[0]}; data.images=skip_missing leaves "
-                "missing ones out, data.images=ignore all"
-            )
-        if missing:
-            incomplete.append(missing[0])
-            item = replace(item, images=tuple(i for i in item.images if i not in missing))
+        item, missing = with_images(item, where, images)
+        incomplete += missing[:1]
         items.append(item)
     if incomplete:
         log.warning(
@@ -111,6 +101,35 @@ def _finish(path: Path, rows: list[tuple[str, Item]], images: str) -> list[Item]
             path, len(incomplete), len(items), incomplete[0],
         )  # fmt: skip
     return items
+
+
+def with_images(item: Item, where: str, images: str) -> tuple[Item, list[Path]]:
+    """A row with the images that it is to have, and those that are missing.
+
+    Args:
+        item: the row.
+        where: it stands.
+        images: as of :func:`load_trajectories`.
+
+    Raises:
+        UserError: ``images`` is ``"require"``, and one is missing.
+    """
+    if images not in IMAGE_CHOICES:
+        raise UserError(unknown_name("choice of images", images, IMAGE_CHOICES))
+    if not item.images:
+        return item, []
+    if images == "ignore":
+        return replace(item, images=()), []
+    missing = [image for image in item.images if not os.path.isfile(image)]
+    if missing and images == "require":
+        folder = " (a folder)" if missing[0].is_dir() else ""
+        raise UserError(
+            f"{where}: there is no image {missing[0]}{folder}; data.images=skip_missing leaves "
+            "missing ones out, data.images=ignore all"
+        )
+    if missing:
+        item = replace(item, images=tuple(i for i in item.images if i not in missing))
+    return item, missing
 
 
 def _save(path: Path, items: Sequence[Trajectory] | Sequence[SelectionQuestion]) -> None:

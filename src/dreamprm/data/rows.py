@@ -1,50 +1,77 @@
-"""The rows of a JSON Lines, JSON or Parquet file, each with the place where it stands."""
+"""The rows of JSON Lines, JSON, Parquet and hub data sets, each with the place where it stands.
+
+One row at a time is in memory.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from dreamprm.errors import UserError
+from dreamprm.data.json_rows import json_array, json_lines, parse_object, refuse_no_file
+from dreamprm.errors import UserError, shown
+
+HUB = "hub:"  # begins the name of a data set that is no file
+KINDS = (".jsonl", ".json", ".parquet")
+
+
+class Collector:
+    """Takes the errors of rows where otherwise the first would be raised.
+
+    Attributes:
+        report: is called with the place and the error of every wrong row.
+        skip: places of rows that are passed over.
+        last: the place of the row that was read last.
+    """
+
+    def __init__(self, report: Callable[[str, UserError], None]) -> None:
+        self.report = report
+        self.skip: set[str] = set()
+        self.last = ""
+
+    def add(self, where: str, error: UserError) -> None:
+        """Reports the error of a row, which from now on is passed over."""
+        self.skip.add(where)
+        self.report(where, error)
+
+
+_collector: ContextVar[Collector | None] = ContextVar("collector", default=None)
+
+
+@contextmanager
+def collecting(collector: Collector) -> Iterator[None]:
+    """Within it, ``read_rows`` gives wrong rows to the collector and goes on."""
+    token = _collector.set(collector)
+    try:
+        yield
+    finally:
+        _collector.reset(token)
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each object of a file with its place, ``file:line`` or ``file: row n``, counted from 1.
 
-    A byte order mark, CRLF and blank lines are passed over.
+    A byte order mark, CRLF and blank lines are passed over. ``hub:NAME`` or ``hub:NAME:SPLIT`` is
+    a data set of the hub, or a folder that ``datasets.load_dataset`` reads.
 
     Raises:
-        UserError: the file is missing, of another kind, no UTF-8, no JSON, or a row no object.
+        UserError: the file is missing, of another kind, no UTF-8, no JSON, or, but within
+            ``collecting``, a row is wrong.
     """
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    if path.suffix == ".parquet":
-        from datasets import Dataset  # a second to import, for one kind of file
-
-        for number, row in enumerate(Dataset.from_parquet(str(path)), start=1):
-            # Parquet has a value for every column of every row.
-            yield f"{path}: row {number}", {k: v for k, v in row.items() if v is not None}
-        return
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error
-    if path.suffix == ".json":
-        rows = _parse(text, str(path))
-        if not isinstance(rows, list):
-            raise UserError(f"{path} holds {type(rows).__name__}, expected an array of objects")
-        places = [f"{path}: row {number}" for number in range(1, len(rows) + 1)]
-    elif path.suffix == ".jsonl":
-        lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        places = [f"{path}:{number}" for number, _ in lines]
-        rows = [_parse(line, where) for where, (_, line) in zip(places, lines, strict=True)]
-    else:
-        raise UserError(f"{path} ends in {path.suffix!r}, expected .jsonl, .json or .parquet")
-    for where, row in zip(places, rows, strict=True):
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: found {type(row).__name__}, expected an object")
+    collector = _collector.get()
+    for where, row in _rows(path):
+        if collector is not None and where in collector.skip:
+            continue
+        if isinstance(row, UserError):
+            if collector is None:
+                raise row
+            collector.add(where, row)
+            continue
+        if collector is not None:
+            collector.last = where
         yield where, row
 
 
@@ -60,13 +87,78 @@ def need(row: dict[str, Any], key: str, kind: type | tuple[type, ...], where: st
     allowed = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
         names = " or ".join(k.__name__ for k in allowed)
-        raise UserError(f"{where}: {key} is {value!r}, expected {names}")
+        raise UserError(f"{where}: {key} is {shown(value)}, expected {names}")
     return value
 
 
-def _parse(text: str, where: str) -> Any:
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+    if str(path).startswith(HUB):
+        yield from _hub(str(path))
+        return
+    refuse_no_file(path)
+    if path.suffix not in KINDS:
+        raise UserError(f"{path} ends in {path.suffix!r}, expected .jsonl, .json or .parquet")
+    if path.suffix == ".parquet":
+        yield from _parquet(path)
+    elif path.suffix == ".json":
+        yield from json_array(path)
+    else:
+        for number, _, line in json_lines(path):
+            where = f"{path}:{number}"
+            row: dict[str, Any] | UserError
+            try:
+                row = parse_object(line, where)
+            except UserError as error:
+                row = error
+            yield where, row
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    from pyarrow import ArrowException, parquet  # takes time to import, for one kind of file
+
+    number = 0
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        at = f" (line {error.lineno})" if error.lineno > 1 else ""
-        raise UserError(f"{where}: not JSON: {error.msg}{at}") from error
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    # Parquet has a value for every column of every row.
+                    present = {k: v for k, v in row.items() if v is not None}
+                    yield f"{path}: row {number}", present
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        fault = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as Parquet after row {number}: {fault}") from error
+
+
+def hub_dataset(name: str) -> Any:
+    """A data set of the hub as a ``datasets.Dataset``, on disk and not in memory.
+
+    Args:
+        name: ``hub:NAME`` or ``hub:NAME:SPLIT``; the split is ``train`` where none is given.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    import datasets  # a second to import, for one kind of source
+
+    repository, _, split = name.removeprefix(HUB).partition(":")
+    try:
+        return datasets.load_dataset(repository, split=split or "train")
+    # Whatever datasets, its loaders and its HTTP client raise: each names the data set's fault.
+    except Exception as error:
+        fault = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot have {name}, split {split or 'train'!r}: {fault}") from error
+
+
+def _hub(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    import datasets
+
+    found = hub_dataset(name)
+    pictures = [k for k, v in found.features.items() if isinstance(v, datasets.Image)]
+    if pictures:
+        raise UserError(
+            f"{name}: {pictures[0]!r} holds pictures, expected paths: save them as files, and "
+            "their paths beside the rows"
+        )
+    for number, row in enumerate(found, start=1):
+        yield f"{name}: row {number}", {k: v for k, v in row.items() if v is not None}

@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
+import glob
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from dreamprm.config import DataConfig
-from dreamprm.data.formats import load_questions, load_trajectories
+from dreamprm.data.formats import FORMATS, load_questions, load_trajectories
+from dreamprm.data.rows import HUB
 from dreamprm.data.splits import label_steps_by_outcome, shuffled_copy, split_by_question
+from dreamprm.data.stored import open_stored
 from dreamprm.data.synthetic import write_synthetic
+from dreamprm.data.table import TrajectoryTable
 from dreamprm.data.trajectory import SelectionQuestion, Trajectory, group_candidates
-from dreamprm.errors import UserError
+from dreamprm.errors import UserError, unknown_name
+from dreamprm.progress import progress_bar
 
 log = logging.getLogger("dreamprm")
+
+STREAM_ABOVE = 2**27  # bytes of training files, which take some five times that as objects
 
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run is trained on and judged by."""
+    """What a run is trained on and judged by.
 
-    train: list[Trajectory]
+    Attributes:
+        train: may be on disk; the others are small and in memory.
+        meta: scored as a whole at every validation.
+        test: questions to select from.
+        streamed: whether ``train`` is on disk.
+    """
+
+    train: TrajectoryTable
     meta: list[Trajectory]
     test: list[SelectionQuestion]
+    streamed: bool = False
 
     @property
     def domains(self) -> list[str]:
         """The names of the training domains, sorted."""
-        return sorted({trajectory.domain for trajectory in self.train})
+        return self.train.domains
 
 
 def load_data(config: DataConfig, folder: Path, seed: int) -> RunData:
@@ -62,56 +80,122 @@ def load_data(config: DataConfig, folder: Path, seed: int) -> RunData:
             for row in load_trajectories(data / f"train-{name}.jsonl", images=config.images)
         ]
         return RunData(
-            train,
+            TrajectoryTable.of(train),
             load_trajectories(data / "meta.jsonl", images=config.images),
             load_questions(data / "test.jsonl", images=config.images),
         )
     if not config.train:
         raise UserError("data.train names no file, and data.synthetic.domains no domain")
-    rows = [
-        row
-        for path in config.train
-        for row in load_trajectories(path, config.format, images=config.images)
-    ]
+    paths = expand(config.train, "data.train")
+    meta_paths, test_paths = expand(config.meta, "data.meta"), expand(config.test, "data.test")
+    streamed = _is_streamed(config, paths)
+    if streamed:
+        log.info("the training data stay on disk (data.streaming=%s)", config.streaming)
+    rows = _read(paths, config, streamed)
     shares = {"meta": config.meta_share, "test": config.test_share}
     held_out = {
         name: share for name, share in shares.items() if share and not getattr(config, name)
     }
     splits = split_by_question(rows, {"train": 1 - sum(held_out.values()), **held_out}, seed)
-    train = splits["train"]
+    table = splits["train"]
     if config.shuffled_copy is not None:
-        train = train + shuffled_copy(train, config.shuffled_copy, seed)
+        copy = shuffled_copy(table, config.shuffled_copy, seed)
+        table = TrajectoryTable.concatenate([table, copy])
     if config.labels == "outcome":
-        train = label_steps_by_outcome(train)
-    meta = splits.get("meta", []) + [
+        table = label_steps_by_outcome(table)
+    meta = list(splits.get("meta", [])) + [
         row
-        for path in config.meta
+        for path in meta_paths
         for row in load_trajectories(path, config.meta_format, images=config.images)
     ]
-    test = group_candidates(splits.get("test", [])) + [
-        question for path in config.test for question in load_questions(path, images=config.images)
+    test = group_candidates(list(splits.get("test", []))) + [
+        question for path in test_paths for question in load_questions(path, images=config.images)
     ]
-    return RunData(train, meta, test)
+    return RunData(table, meta, test, streamed)
 
 
-def usable_train(rows: list[Trajectory], fits: Callable[[Trajectory], bool]) -> list[Trajectory]:
+def expand(names: Sequence[str], key: str) -> list[Path]:
+    """Files from names, patterns such as ``parts/*.jsonl``, and data sets of the hub.
+
+    Args:
+        names: as they are given; the files of a pattern come in the order of their names.
+        key: of the config, for the message.
+
+    Raises:
+        UserError: a pattern matches nothing, or a file is named twice.
+    """
+    found: list[Path] = []
+    for name in names:
+        if name.startswith(HUB) or os.path.exists(name) or not glob.has_magic(name):
+            found.append(Path(name))
+            continue
+        matches = sorted(glob.glob(name, recursive=True))
+        if not matches:
+            raise UserError(f"{key}: no file matches {name!r}")
+        found += map(Path, matches)
+    for place, path in enumerate(found):
+        if path in found[:place]:
+            raise UserError(f"{key}: {path} is named twice")
+    return found
+
+
+def _is_streamed(config: DataConfig, paths: Sequence[Path]) -> bool:
+    if config.streaming != "auto":
+        return config.streaming == "always"
+    size = sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
+    return size > STREAM_ABOVE or any(str(path).startswith(HUB) for path in paths)
+
+
+def _read(paths: Sequence[Path], config: DataConfig, streamed: bool) -> TrajectoryTable:
+    if config.format not in FORMATS:
+        raise UserError(unknown_name("format", config.format, FORMATS))
+    if streamed:
+        return TrajectoryTable.concatenate(
+            [open_stored(path, config.format, config.images) for path in paths]
+        )
+    return TrajectoryTable.of(
+        [
+            row
+            for path in paths
+            for row in load_trajectories(path, config.format, images=config.images)
+        ]
+    )
+
+
+def usable_train(
+    rows: Sequence[Trajectory], fits: Callable[[Trajectory], bool] | None
+) -> TrajectoryTable:
     """The solutions with a labelled step that are not too long; the others are counted and said.
+
+    Args:
+        rows: the training set.
+        fits: whether a solution is short enough; None where that is asked when it is drawn.
 
     Raises:
         UserError: none is left, or one has no domain.
     """
-    for row in rows:
-        if not row.domain:
-            raise UserError(f"training solution {row.id!r} has no domain, which its weight is of")
-    labelled = [row for row in rows if row.has_labels]
-    kept = [row for row in labelled if fits(row)]
-    _say_left_out("training", len(rows), len(rows) - len(labelled), len(labelled) - len(kept))
-    if not kept:
+    table = TrajectoryTable.of(rows)
+    if "" in table.domains:
+        row = table[int(np.flatnonzero(table.columns.domain == table.columns.names.index(""))[0])]
+        raise UserError(f"training solution {row.id!r} has no domain, which its weight is of")
+    labelled = np.flatnonzero(table.columns.labelled)
+    kept = labelled
+    if fits is not None:
+        # A bar for what takes more than some seconds.
+        name = "lengths" if len(labelled) > 10_000 else None
+        with progress_bar(name, len(labelled), "solution") as bar:
+            fitting = []
+            for index in labelled.tolist():
+                fitting.append(fits(table[index]))
+                bar.update()
+        kept = labelled[np.array(fitting, bool)]
+    _say_left_out("training", len(table), len(table) - len(labelled), len(labelled) - len(kept))
+    if not len(kept):
         raise UserError(
-            f"none of the {len(rows)} training solutions has a labelled step and fits "
+            f"none of the {len(table)} training solutions has a labelled step and fits "
             "data.max_tokens; with outcomes only, set data.labels=outcome"
         )
-    return kept
+    return table.take(kept)
 
 
 def usable_meta(rows: list[Trajectory], fits: Callable[[Trajectory], bool]) -> list[Trajectory]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dreamprm.errors import UserError, unknown_name
+from dreamprm.errors import UserError, shown, unknown_name
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,9 @@ class Trajectory:
         Raises:
             UserError: a key is missing, unknown or of the wrong type, or a value out of range.
         """
-        _check_keys(record, [f.name for f in fields(cls)], ("id", "question", "steps"))
+        if "candidates" in record:
+            raise UserError("has candidates, as a question of data.test: expected a solution")
+        _check_keys(record, _TRAJECTORY_KEYS, ("id", "question", "steps"))
         steps = _steps(record["steps"])
         return cls(
             id=_text(record, "id"),
@@ -132,7 +133,9 @@ class SelectionQuestion:
         Raises:
             UserError: a key is missing, unknown or of the wrong type.
         """
-        _check_keys(record, [f.name for f in fields(cls)], ("id", "question", "candidates"))
+        if "steps" in record:
+            raise UserError("has steps, as a solution: expected a question with candidates")
+        _check_keys(record, _QUESTION_KEYS, ("id", "question", "candidates"))
         found = record["candidates"]
         if not isinstance(found, list) or not found:
             raise UserError("candidates is empty or no list, expected at least one candidate")
@@ -187,7 +190,7 @@ def group_candidates(trajectories: Sequence[Trajectory]) -> list[SelectionQuesti
 def _candidate(item: Any) -> Candidate:
     if not isinstance(item, dict):
         raise UserError(f"a candidate is {type(item).__name__}, expected an object")
-    _check_keys(item, [f.name for f in fields(Candidate)], ("steps", "correct"))
+    _check_keys(item, _CANDIDATE_KEYS, ("steps", "correct"))
     correct = _boolean(item, "correct")
     if correct is None:
         raise UserError("correct is null, expected true or false")
@@ -199,6 +202,11 @@ def _candidate(item: Any) -> Candidate:
         step_labels=_labels(item.get("step_labels"), len(steps)),
         domain=_optional_text(item, "domain") or "",
     )
+
+
+_TRAJECTORY_KEYS, _QUESTION_KEYS, _CANDIDATE_KEYS = (
+    [field.name for field in fields(kind)] for kind in (Trajectory, SelectionQuestion, Candidate)
+)
 
 
 def _check_keys(record: Mapping[str, Any], known: list[str], needed: Sequence[str]) -> None:
@@ -213,21 +221,21 @@ def _check_keys(record: Mapping[str, Any], known: list[str], needed: Sequence[st
 def _text(record: Mapping[str, Any], key: str) -> str:
     value = record[key]
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{key} is {value!r}, expected text")
+        raise UserError(f"{key} is {shown(value)}, expected text")
     return value
 
 
 def _optional_text(record: Mapping[str, Any], key: str) -> str | None:
     value = record.get(key)
     if value is not None and not isinstance(value, str):
-        raise UserError(f"{key} is {value!r}, expected text")
+        raise UserError(f"{key} is {shown(value)}, expected text")
     return value
 
 
 def _boolean(record: Mapping[str, Any], key: str) -> bool | None:
     value = record.get(key)
     if value is not None and not isinstance(value, bool):
-        raise UserError(f"{key} is {value!r}, expected true or false")
+        raise UserError(f"{key} is {shown(value)}, expected true or false")
     return value
 
 
@@ -236,7 +244,7 @@ def _steps(value: Any) -> tuple[str, ...]:
         raise UserError(f"steps is {type(value).__name__}, expected a list of texts")
     for number, step in enumerate(value, start=1):
         if not isinstance(step, str) or not step.strip():
-            raise UserError(f"step {number} is {step!r}, expected text")
+            raise UserError(f"step {number} is {shown(step)}, expected text")
     return tuple(value)
 
 
@@ -248,9 +256,10 @@ def _labels(value: Any, steps: int) -> tuple[float | None, ...] | None:
         raise UserError(f"step_labels holds {found}, expected one for each of the {steps} steps")
     for number, label in enumerate(value, start=1):
         numeric = isinstance(label, int | float) and not isinstance(label, bool)
-        if label is not None and not (numeric and math.isfinite(label) and 0 <= label <= 1):
+        if label is not None and not (numeric and 0 <= label <= 1):
             raise UserError(
-                f"the label of step {number} is {label!r}, expected a number from 0 to 1 or null"
+                f"the label of step {number} is {shown(label)}, "
+                "expected a number from 0 to 1 or null"
             )
     return tuple(None if label is None else float(label) for label in value)
 
@@ -260,11 +269,17 @@ def _images(record: Mapping[str, Any], folder: Path) -> tuple[Path, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-        raise UserError(f"images is {value!r}, expected a list of paths")
+        raise UserError(f"images is {shown(value)}, expected a list of paths")
     root = folder.resolve()
     for item in value:
-        if not (root / item).resolve().is_relative_to(root):
-            raise UserError(f"image {item!r} is outside the folder of the file")
+        try:
+            inside = (root / item).resolve().is_relative_to(root)
+            (root / item).is_file()  # a name that is too long is found out by asking
+        except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, NUL
+            fault = getattr(error, "strerror", None) or error
+            raise UserError(f"image {shown(item)} is no path to a file: {fault}") from error
+        if not inside:
+            raise UserError(f"image {shown(item)} is outside the folder of the file")
     return tuple(folder / item for item in value)
 
 

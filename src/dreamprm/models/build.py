@@ -22,6 +22,8 @@ from dreamprm.models.tiny import (
 )
 from dreamprm.models.vision_cache import cache_features
 
+TOKENIZER_ROWS = 20_000  # solutions, evenly spread, that a tiny tokenizer learns its merges from
+
 
 def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> ProcessRewardModel:
     """A new reward model.
@@ -45,7 +47,8 @@ def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> P
         if name not in TINY_BACKBONES:
             raise UserError(unknown_name("tiny backbone", name, TINY_BACKBONES))
         tiny = config.tiny
-        texts = (text for row in rows for text in (row.question, *row.steps))
+        sample = rows[:: max(1, len(rows) // TOKENIZER_ROWS)]
+        texts = (text for row in sample for text in (row.question, *row.steps))
         family = FAMILIES.get(TINY_BACKBONES[name])
         tokenizer = tiny_tokenizer(
             texts,
