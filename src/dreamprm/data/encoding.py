@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from dreamprm.data.images import read_image
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
 
@@ -231,7 +232,10 @@ class Encoder:
         return self.domains.index(trajectory.domain) if trajectory.domain in self.domains else -1
 
     def _images_of(self, trajectory: Trajectory) -> list[tuple[list[int], dict[str, Tensor]]]:
-        return [self._image(path, len(trajectory.images) == 1) for path in trajectory.images]
+        try:
+            return [self._image(path, len(trajectory.images) == 1) for path in trajectory.images]
+        except UserError as error:
+            raise UserError(f"trajectory {trajectory.id!r}: {error}") from error
 
     def _image(self, path: Path, alone: bool) -> tuple[list[int], dict[str, Tensor]]:
         """The tokens and tensors of one image file, from the cache where they are there."""
@@ -239,12 +243,7 @@ class Encoder:
         if key in self._read:
             self._read.move_to_end(key)
             return self._read[key]
-        try:
-            with Image.open(path) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
-        except OSError as error:
-            raise UserError(f"cannot read image {path}: {error}") from error
-        text, tensors = self.images.read(image, alone)  # type: ignore[union-attr]
+        text, tensors = self.images.read(read_image(path), alone)  # type: ignore[union-attr]
         self._read[key] = entry = self._special(text), tensors
         self._image_bytes += _size(entry)
         while self._image_bytes > IMAGE_CACHE_BYTES and len(self._read) > 1:
