@@ -19,7 +19,8 @@ _MARKUP = r"^[ \t]*(?:#+[ \t]*)?(?:\*\*|__)?"
 _WORDS = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
 _CHINESE = "[0-9一二三四五六七八九十]+"
 
-# Where a line starts: "Step 1:", "step 2.", "**Step 3**", "### Step 4", "Step Five", "第1步", "步骤一".
+# Where a line starts: "Step 1:", "step 2.", "**Step 3**", "### Step 4", "Step Five", "第1步",
+# "步骤一".
 STEP_HEADING = re.compile(
     rf"{_MARKUP}(?:step[ \t:#]*(?:\d+|(?:{_WORDS}))\b"
     rf"|第[ \t]*{_CHINESE}[ \t]*步|步骤[ \t]*{_CHINESE})",
@@ -40,7 +41,7 @@ _FORMULA = re.compile(
     r"|\\\[(?:(?!\\[\[\]]).)*\\\]",
     re.S,
 )
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]*]*(?=\s)|[。！？]+[”’」』）]*")
+_SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]*]*+(?=\s)|[。！？]+[”’」』）]*")
 _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|cf|vs|etc|et al|ca|approx|resp|w\.r\.t|Dr|Mr|Mrs|Ms|Prof|St|Jr|Sr"
     r"|Nos?|Figs?|Eqs?|Sec|Ch|Thm|Def|Prop|Vol|pp?|[A-Z])|^[ \t]*\(?\d{1,2})\.$",
