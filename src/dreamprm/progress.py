@@ -7,12 +7,12 @@ import sys
 from tqdm import tqdm
 
 
-def progress_bar(name: str | None, total: int, unit: str, initial: int = 0) -> tqdm:
+def progress_bar(name: str | None, total: int | None, unit: str, initial: int = 0) -> tqdm:
     """A bar on standard error; in a file, where lines stay, a line every ten seconds.
 
     Args:
         name: what it is called; None shows nothing.
-        total: units of the whole work.
+        total: units of the whole work; None where nobody knows, then no time left is shown.
         unit: what is counted.
         initial: units that are done already.
     """

@@ -59,7 +59,9 @@ def _of_list(found: list[Any], question: str, where: str) -> Iterator[Steps]:
             raise UserError(f"{where}: a prefix is {type(item).__name__}, expected an object")
         prefix = need(item, "solution_prefix", str, where)
         if not prefix.startswith(question):
-            raise UserError(f"{where}: solution_prefix {prefix[:40]!r}… does not begin with question")
+            raise UserError(
+                f"{where}: solution_prefix {prefix[:40]!r}… does not begin with question"
+            )
         text = prefix[len(question) :].strip()
         if text:
             values.setdefault(text, need(item, "mc_value", (int, float), where))

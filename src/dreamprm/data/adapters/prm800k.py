@@ -37,8 +37,13 @@ def read(path: Path) -> Iterator[tuple[str, Trajectory]]:
     for where, row in rows:
         question = need(need(row, "question", dict, where), "problem", str, where)
         found = need(need(row, "label", dict, where), "steps", list, where)
-        for number, branch in enumerate(_branches(found, where)):
-            steps, labels = without_blank_steps(rows, [s for s, _ in branch], [p for _, p in branch])
+        branches = list(_branches(found, where))
+        if not branches:
+            rows.note("have no step and are left out")
+        for number, branch in enumerate(branches):
+            steps, labels = without_blank_steps(
+                rows, [s for s, _ in branch], [p for _, p in branch]
+            )
             yield (
                 where,
                 checked(

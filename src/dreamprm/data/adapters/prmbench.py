@@ -16,8 +16,8 @@ def read(path: Path) -> Iterator[tuple[str, Trajectory]]:
     """One trajectory per row: the modified question and solution, the kind of error as its domain.
 
     ``error_steps`` counts from 1: those steps are labelled 0, the others 1. Numbers beyond the last
-    step are left out; a row that has no other has no labels. ``idx`` repeats across kinds, so the id
-    is ``idx/kind``.
+    step are left out; a row that has no other has no labels. ``idx`` repeats across kinds, so the
+    id is ``idx/kind``.
 
     Raises:
         UserError: a row lacks a key, or a value is wrong.

@@ -58,7 +58,9 @@ def read(path: Path) -> Iterator[tuple[str, Trajectory]]:
 def write(rows: Iterable[Trajectory], folder: Path) -> Iterator[dict[str, Any]]:
     """One row per trajectory; ``final_answer_correct`` is null where the outcome is unknown."""
     for row in rows:
-        wrong = (i for i, p in enumerate(row.step_labels or ()) if p is not None and not hard_label(p))
+        wrong = (
+            i for i, p in enumerate(row.step_labels or ()) if p is not None and not hard_label(p)
+        )
         yield {
             "id": row.id,
             "generator": "unknown",

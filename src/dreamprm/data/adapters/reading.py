@@ -43,7 +43,7 @@ class Rows:
         self._notes[what] += 1
 
 
-def checked(where: str, folder: Path, **record: Any) -> Trajectory:
+def checked(where: str, folder: Path, /, **record: Any) -> Trajectory:
     """A trajectory from the canonical keys, checked as a canonical row is.
 
     Raises:

@@ -208,7 +208,7 @@ VISUALPRM400K_RAW = Format("visualprm400k-raw", read_raw, lambda row: "steps_wit
 VISUALPROCESSBENCH = Format(
     "visualprocessbench",
     read_bench,
-    lambda row: "process_correctness" in (row.get("response") or ()),
+    lambda row: isinstance(row.get("response"), dict) and "process_correctness" in row["response"],
     write_bench,
     cannot_hold=frozenset({"id", "labels between 0 and 1", "outcome", "answer"}),
     needs=frozenset({"a labelled step"}),
