@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dreamprm.data.adapters.format import NEEDS, PROPERTIES, Format
 from dreamprm.data.formats import AUTO, FORMATS, find_format, iterate_trajectories, save_rows
@@ -60,7 +61,7 @@ def convert_file(
     rows = iterate_trajectories(source, read.name, images)
     if domain is not None:
         rows = (replace(row, domain=domain) for row in rows)
-    with progress_bar("convert", None, "row") as bar:
+    with logging_redirect_tqdm(), progress_bar("convert", None, " rows") as bar:
         counted = _Counted(rows, written, bar)
         assert written.write is not None
         save_rows(out, counted.all_written(written.write(counted, out.parent)))

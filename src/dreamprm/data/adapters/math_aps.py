@@ -12,7 +12,7 @@ from typing import Any
 
 from dreamprm.data.adapters.format import Format
 from dreamprm.data.adapters.prefixes import longest, steps_and_labels
-from dreamprm.data.adapters.reading import Rows, checked
+from dreamprm.data.adapters.reading import Ids, Rows, checked
 from dreamprm.data.rows import need
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
@@ -29,14 +29,14 @@ def read(path: Path) -> Iterator[tuple[str, Trajectory]]:
     Raises:
         UserError: a row lacks a key, or a value is wrong.
     """
-    rows = Rows(path)
+    rows, ids = Rows(path), Ids()
     for where, row in rows:
         question = need(row, "question", str, where)
         found = need(row, "reasoning_steps", (list, dict), where)
         solutions = (
             _of_list(found, question, where) if isinstance(found, list) else _of_tree(found, where)
         )
-        name = row.get("question_id", rows.total)
+        name = ids.apart(str(row.get("question_id", rows.total)))
         for number, (steps, labels) in enumerate(solutions):
             yield (
                 where,
