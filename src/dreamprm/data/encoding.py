@@ -243,7 +243,14 @@ class Encoder:
         if key in self._read:
             self._read.move_to_end(key)
             return self._read[key]
-        text, tensors = self.images.read(read_image(path), alone)  # type: ignore[union-attr]
+        image = read_image(path)
+        try:
+            text, tensors = self.images.read(image, alone)  # type: ignore[union-attr]
+        except ValueError as error:  # a shape that the processor refuses, such as 10000 × 10
+            raise UserError(
+                f"the image processor refuses {path} of {image.width} x {image.height} pixels: "
+                f"{error}"
+            ) from error
         self._read[key] = entry = self._special(text), tensors
         self._image_bytes += _size(entry)
         while self._image_bytes > IMAGE_CACHE_BYTES and len(self._read) > 1:
