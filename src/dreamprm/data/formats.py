@@ -107,17 +107,18 @@ def save_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     array = path.suffix == ".json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(b"[" if array else b"")
-            for number, row in enumerate(rows):
-                file.write(b",\n" if array and number else b"\n" if array else b"")
-                file.write(_json(row) + (b"" if array else b"\n"))
-            file.write(b"\n]\n" if array else b"")
-        os.replace(partial, path)
+        try:
+            with partial.open("wb") as file:
+                file.write(b"[" if array else b"")
+                for number, row in enumerate(rows):
+                    file.write(b",\n" if array and number else b"\n" if array else b"")
+                    file.write(_json(row) + (b"" if array else b"\n"))
+                file.write(b"\n]\n" if array else b"")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _json(row: Mapping[str, Any]) -> bytes:
