@@ -221,7 +221,10 @@ def test_a_huge_image_ends_within_the_models_limit(tmp_path: Path) -> None:
     inputs = model.encoder()(rows)["inputs"]
     patch = model.backbone.config.vision_config.patch_size  # type: ignore[union-attr]
     assert 0 < inputs["pixel_values"].shape[0] * patch**2 <= 112 * 112
-    assert all(0 < score < 1 for scores in model.score(rows) for score in scores)
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(png(100_000, 100_000, b""))
+    with pytest.raises(UserError, match=r"trajectory 'a': image .*bomb\.png has more than"):
+        model.score([replace(rows[0], images=(bomb,))])
     strip = saved(tmp_path, Image.new("1", (10_000, 10)), "strip.png")
     with pytest.raises(UserError, match=r"'a': .* refuses .*strip\.png of 10000 x 10 pixels"):
         model.encoder()([replace(rows[0], images=(strip,))])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,21 +32,38 @@ def read_image(path: Path) -> Image.Image:
         UserError: the file is missing, empty, cut off, no image, or one of more pixels; the
             message names it.
     """
-    if not path.is_file():
-        raise UserError(f"there is no image {path}")
-    if path.stat().st_size == 0:
-        raise UserError(f"image {path} is an empty file")
+    with _opened(path) as image:
+        image.load()
+        _check_size(path, image)  # some formats hold images of another size than they say
+        return _rgb(ImageOps.exif_transpose(image))
+
+
+def image_pixels(path: Path) -> int:
+    """The number of an image's pixels, without decoding it.
+
+    Raises:
+        UserError: as ``read_image``, but for what only decoding shows.
+    """
+    with _opened(path) as image:
+        return image.width * image.height
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file, of which nothing but the size is read yet; errors within name the file."""
     try:
+        if not path.is_file():
+            raise UserError(f"there is no image {path}")
+        if path.stat().st_size == 0:
+            raise UserError(f"image {path} is an empty file")
         with warnings.catch_warnings():
             # Pillow's own limit is lower and only warns; up to twice of it, ours holds.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                if opened.format in _RENDERED_ELSEWHERE:
-                    raise UserError(f"image {path} is {opened.format}, expected pixels")
-                _check_size(path, opened)
-                opened.load()
-                _check_size(path, opened)  # some formats hold images of another size
-                return _rgb(ImageOps.exif_transpose(opened))
+            with Image.open(path) as image:
+                if image.format in _RENDERED_ELSEWHERE:
+                    raise UserError(f"image {path} is {image.format}, expected pixels")
+                _check_size(path, image)
+                yield image
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -54,7 +73,8 @@ def read_image(path: Path) -> Image.Image:
     # Pillow's decoders raise what they come upon in broken data: OSError, SyntaxError, ValueError,
     # IndexError, struct.error and more. All mean the same to the user, and the cause is named.
     except Exception as error:
-        raise UserError(f"cannot read image {path}: {error or type(error).__name__}") from error
+        cause = str(error) or type(error).__name__
+        raise UserError(f"cannot read image {path}: {cause}") from error
 
 
 def _check_size(path: Path, image: Image.Image) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def checked(where: str, folder: Path, /, **record: Any) -> Trajectory:
         raise UserError(f"{where}: {error}") from error
 
 
-def one_of(where: str, key: str, value: Any, labels: dict[Any, float | None]) -> float | None:
+def one_of(where: str, key: str, value: Any, labels: Mapping[Any, float | None]) -> float | None:
     """The label that a format's value stands for.
 
     Raises:
