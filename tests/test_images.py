@@ -141,6 +141,7 @@ def test_what_is_no_image_is_named(tmp_path: Path, content: bytes | None, messag
     assert str(path) in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, about what is broken
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.gif", "x.webp", "x.bmp", "x.tiff"])
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
