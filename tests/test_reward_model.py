@@ -159,5 +159,5 @@ def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     model = build_model(ModelConfig("tiny-qwen2-vl", tiny=TINY), data, seed=0)
-    with pytest.raises(UserError, match=r"cannot read image .*broken\.png"):
+    with pytest.raises(UserError, match=r"trajectory .*broken\.png is no image"):
         model.score([replace(data[0], images=(broken,))])

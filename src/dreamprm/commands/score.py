@@ -12,7 +12,11 @@ def add(commands: Commands) -> None:
     score = commands.add_parser("score", help="score every step of solutions in a file")
     score.add_argument("model", metavar="MODEL", help="a folder written by train, or its model/")
     score.add_argument("data", metavar="DATA", help="trajectories")
-    score.add_argument("--format", default="canonical", help="of DATA (default: canonical)")
+    score.add_argument(
+        "--format",
+        default="canonical",
+        help="of DATA; auto: told by its first rows (default: canonical)",
+    )
     score.add_argument("--images", default="require", help="require, skip_missing or ignore")
     score.add_argument(
         "--max-tokens", type=int, default=8192, help="per batch, with padding (default: 8192)"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from dreamprm.data.images import read_image
 from dreamprm.data.layouts import LAYOUTS, ImageReader
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
@@ -144,7 +144,10 @@ class Encoder:
         return self.domains.index(trajectory.domain) if trajectory.domain in self.domains else -1
 
     def _images_of(self, trajectory: Trajectory) -> list[tuple[list[int], dict[str, Tensor]]]:
-        return [self._image(path, len(trajectory.images) == 1) for path in trajectory.images]
+        try:
+            return [self._image(path, len(trajectory.images) == 1) for path in trajectory.images]
+        except UserError as error:
+            raise UserError(f"trajectory {trajectory.id!r}: {error}") from error
 
     def _image(self, path: Path, alone: bool) -> tuple[list[int], dict[str, Tensor]]:
         """The tokens and tensors of one image file, from the cache where they are there."""
@@ -152,12 +155,14 @@ class Encoder:
         if key in self._read:
             self._read.move_to_end(key)
             return self._read[key]
+        image = read_image(path)
         try:
-            with Image.open(path) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
-        except OSError as error:
-            raise UserError(f"cannot read image {path}: {error}") from error
-        text, tensors = self.images.read(image, alone)  # type: ignore[union-attr]
+            text, tensors = self.images.read(image, alone)  # type: ignore[union-attr]
+        except ValueError as error:  # a shape that the processor refuses, such as 10000 × 10
+            raise UserError(
+                f"the image processor refuses {path} of {image.width} x {image.height} pixels: "
+                f"{error}"
+            ) from error
         self._read[key] = entry = self._rows.special(text), tensors
         self._image_bytes += _size(entry)
         while self._image_bytes > IMAGE_CACHE_BYTES and len(self._read) > 1:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dreamprm.data import dreamprm_format, gsm8k, math_vision
+from dreamprm.data.adapters import FORMATS, Format
+from dreamprm.data.adapters.candidates import read_questions
 from dreamprm.data.rows import read_rows
 from dreamprm.data.trajectory import SelectionQuestion, Trajectory
 from dreamprm.errors import UserError, unknown_name
@@ -20,34 +22,67 @@ log = logging.getLogger("dreamprm")
 Item = TypeVar("Item", Trajectory, SelectionQuestion)
 
 IMAGE_CHOICES = ("require", "skip_missing", "ignore")
+AUTO = "auto"
+ROWS_TO_GUESS_FROM = 20
 
 
 def load_trajectories(
     path: str | Path, format: str = "canonical", images: str = "require"
 ) -> list[Trajectory]:
-    """Reads a file of trajectories.
+    """Reads a file of trajectories; see :func:`iterate_trajectories`."""
+    return list(iterate_trajectories(path, format, images))
+
+
+def iterate_trajectories(
+    path: str | Path, format: str = "canonical", images: str = "require"
+) -> Iterator[Trajectory]:
+    """Reads a file of trajectories one by one.
 
     Args:
         path: ``.jsonl``, ``.json`` (one array) or ``.parquet``; for ``math-vision`` a folder.
-        format: a key of ``FORMATS``.
+        format: a key of ``FORMATS``, or ``"auto"``: told by the first rows.
         images: ``"require"``: a missing image file is an error; ``"skip_missing"``: it is left
             out, and counted in a warning; ``"ignore"``: no images, text only.
 
     Raises:
-        UserError: the file is missing, empty or wrong; the message names file and line.
+        UserError: the file is missing, empty or wrong, or its format cannot be told; the message
+            names file and line.
     """
-    if format not in FORMATS:
-        raise UserError(unknown_name("format", format, FORMATS))
-    return _finish(Path(path), list(FORMATS[format](Path(path))), images)
+    path = Path(path)
+    return _checked(path, find_format(format, path).read(path), images)
 
 
 def load_questions(path: str | Path, images: str = "require") -> list[SelectionQuestion]:
-    """Reads a file of questions with candidates, canonical; see :func:`load_trajectories`."""
-    rows = [
-        (where, _read(SelectionQuestion, row, Path(path), where))
-        for where, row in read_rows(Path(path))
-    ]
-    return _finish(Path(path), rows, images)
+    """Reads a file of questions with candidates; see :func:`iterate_trajectories`."""
+    return list(_checked(Path(path), read_questions(Path(path)), images))
+
+
+def find_format(name: str, path: Path) -> Format:
+    """The format of that name; for ``"auto"``, the one that a file's first rows are of.
+
+    Raises:
+        UserError: there is no such format, or the rows are of none or of several.
+    """
+    if name != AUTO:
+        if name not in FORMATS:
+            raise UserError(unknown_name("format", name, [*FORMATS, AUTO]))
+        return FORMATS[name]
+    if path.is_dir():
+        known = [format for format in FORMATS.values() if format.folder]
+        rows: list[dict[str, Any]] = []
+    else:
+        rows = [row for _, row in itertools.islice(read_rows(path), ROWS_TO_GUESS_FROM)]
+        if not rows:
+            raise UserError(f"{path} holds no rows")
+        known = [f for f in FORMATS.values() if all(f.recognise(row) for row in rows)]
+    if len(known) == 1:
+        return known[0]
+    keys = f" (keys of the first row: {', '.join(sorted(rows[0]))})" if rows else ""
+    could_be = ", ".join(format.name for format in known) or "none of those that are told by keys"
+    raise UserError(
+        f"cannot tell the format of {path}{keys}: it could be {could_be}; name one of "
+        f"{', '.join(FORMATS)}"
+    )
 
 
 def save_trajectories(path: str | Path, trajectories: Sequence[Trajectory]) -> None:
@@ -60,47 +95,64 @@ def save_questions(path: str | Path, questions: Sequence[SelectionQuestion]) -> 
     _save(Path(path), questions)
 
 
-def _canonical(path: Path) -> Iterator[tuple[str, Trajectory]]:
-    for where, row in read_rows(path):
-        yield where, _read(Trajectory, row, path, where)
+def save_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows as JSON Lines, or as one array where the name ends in ``.json``.
 
+    The file is there whole or not at all, whatever ends the writing.
 
-FORMATS: dict[str, Callable[[Path], Iterator[tuple[str, Trajectory]]]] = {
-    "canonical": _canonical,
-    "dreamprm-train": dreamprm_format.read_train,
-    "dreamprm-meta": dreamprm_format.read_meta,
-    "math-vision": math_vision.read,
-    "gsm8k-solutions": gsm8k.read,
-}
-
-
-def _read(kind: type[Item], row: dict[str, Any], path: Path, where: str) -> Item:
+    Raises:
+        UserError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    array = path.suffix == ".json"
     try:
-        return kind.from_record(row, path.parent)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                file.write(b"[" if array else b"")
+                for number, row in enumerate(rows):
+                    file.write(b",\n" if array and number else b"\n" if array else b"")
+                    file.write(_json(row) + (b"" if array else b"\n"))
+                file.write(b"\n]\n" if array else b"")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _finish(path: Path, rows: list[tuple[str, Item]], images: str) -> list[Item]:
+def _json(row: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape and UTF-8 not hold
+        return json.dumps(row).encode()
+
+
+def _save(path: Path, items: Sequence[Trajectory] | Sequence[SelectionQuestion]) -> None:
+    save_rows(path, (item.to_record(path.parent) for item in items))
+
+
+def _checked(path: Path, rows: Iterable[tuple[str, Item]], images: str) -> Iterator[Item]:
     """What holds for every format: ids are unique, and images are there or accounted for."""
-    if not rows:
-        raise UserError(f"{path} holds no rows")
     seen: dict[str, str] = {}
-    items = []
-    incomplete: list[Path] = []
+    incomplete = 0
+    first = None
     for where, item in rows:
         if item.id in seen:
             raise UserError(f"{where}: id {item.id!r} stands at {seen[item.id]} already")
         seen[item.id] = where
         item, missing = with_images(item, where, images)
-        incomplete += missing[:1]
-        items.append(item)
+        if missing:
+            incomplete += 1
+            first = first or missing[0]
+        yield item
+    if not seen:
+        raise UserError(f"{path} holds no rows")
     if incomplete:
         log.warning(
             "%s: images of %d of %d rows are missing and left out, the first is %s",
-            path, len(incomplete), len(items), incomplete[0],
+            path, incomplete, len(seen), first,
         )  # fmt: skip
-    return items
 
 
 def with_images(item: Item, where: str, images: str) -> tuple[Item, list[Path]]:
@@ -124,18 +176,9 @@ def with_images(item: Item, where: str, images: str) -> tuple[Item, list[Path]]:
     if missing and images == "require":
         folder = " (a folder)" if missing[0].is_dir() else ""
         raise UserError(
-            f"{where}: there is no image {missing[0]}{folder}; data.images=skip_missing leaves "
-            "missing ones out, data.images=ignore all"
+            f"{where}: there is no image {missing[0]}{folder}; images=skip_missing leaves missing "
+            "ones out, images=ignore all (in a config data.images, else --images)"
         )
     if missing:
         item = replace(item, images=tuple(i for i in item.images if i not in missing))
     return item, missing
-
-
-def _save(path: Path, items: Sequence[Trajectory] | Sequence[SelectionQuestion]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for item in items:
-            file.write(json.dumps(item.to_record(path.parent), ensure_ascii=False) + "\n")
-    os.replace(partial, path)

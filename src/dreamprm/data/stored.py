@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamprm.data.formats import FORMATS, with_images
+from dreamprm.data.formats import find_format, with_images
 from dreamprm.data.json_rows import json_lines, parse_object
 from dreamprm.data.rows import HUB, hub_dataset
 from dreamprm.data.table import TYPES, Columns, TrajectoryTable, facts_of
@@ -53,7 +53,7 @@ def open_stored(path: Path, format: str, images: str) -> TrajectoryTable:
 
     Args:
         path: as of ``load_trajectories``, or ``hub:NAME``.
-        format: a key of ``FORMATS``.
+        format: as of ``load_trajectories``.
         images: as of ``load_trajectories``.
 
     Raises:
@@ -161,7 +161,7 @@ def _lines(path: Path) -> Iterator[tuple[str, int, int, Trajectory]]:
 def _converted(path: Path, format: str, copy: Path) -> Iterator[tuple[str, int, int, Trajectory]]:
     offset = 0
     with copy.open("wb") as file:
-        for where, row in FORMATS[format](path):
+        for where, row in find_format(format, path).read(path):
             record = row.to_record(_folder(path))
             line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
             file.write(line)
@@ -175,7 +175,7 @@ def _refuse_doubles(ids: np.ndarray, path: Path, format: str) -> None:
     if not len(same):
         return
     first, second = (int(row) for row in order[same[0] : same[0] + 2])
-    found = itertools.islice(FORMATS[format](path), first, second + 1)
+    found = itertools.islice(find_format(format, path).read(path), first, second + 1)
     (before, row), *_, (where, _) = found
     raise UserError(f"{where}: id {row.id!r} stands at {before} already")
 

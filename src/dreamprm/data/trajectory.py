@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from dreamprm.data.paths import image_path, relative_images
 from dreamprm.errors import UserError, shown, unknown_name
 
 
@@ -72,9 +73,12 @@ class Trajectory:
 
     def to_record(self, folder: Path) -> dict[str, Any]:
         """The canonical JSON object, images relative to ``folder``; what is unknown is left out."""
-        record: dict[str, Any] = {"id": self.id, "domain": self.domain, "question": self.question}
+        record: dict[str, Any] = {"id": self.id}
+        if self.domain:
+            record["domain"] = self.domain
+        record["question"] = self.question
         if self.images:
-            record["images"] = _relative(self.images, folder)
+            record["images"] = relative_images(self.images, folder)
         record["steps"] = list(self.steps)
         if self.step_labels is not None:
             record["step_labels"] = list(self.step_labels)
@@ -151,7 +155,7 @@ class SelectionQuestion:
         """The canonical JSON object, images relative to ``folder``; what is unknown is left out."""
         record: dict[str, Any] = {"id": self.id, "question": self.question}
         if self.images:
-            record["images"] = _relative(self.images, folder)
+            record["images"] = relative_images(self.images, folder)
         if self.answer is not None:
             record["answer"] = self.answer
         record["candidates"] = []
@@ -270,22 +274,4 @@ def _images(record: Mapping[str, Any], folder: Path) -> tuple[Path, ...]:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise UserError(f"images is {shown(value)}, expected a list of paths")
-    root = folder.resolve()
-    for item in value:
-        try:
-            inside = (root / item).resolve().is_relative_to(root)
-            (root / item).is_file()  # a name that is too long is found out by asking
-        except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, NUL
-            fault = getattr(error, "strerror", None) or error
-            raise UserError(f"image {shown(item)} is no path to a file: {fault}") from error
-        if not inside:
-            raise UserError(f"image {shown(item)} is outside the folder of the file")
-    return tuple(folder / item for item in value)
-
-
-def _relative(images: Sequence[Path], folder: Path) -> list[str]:
-    root = folder.resolve()
-    for path in images:
-        if not path.resolve().is_relative_to(root):
-            raise UserError(f"image {path} is outside {folder}, where the file is to be written")
-    return [path.resolve().relative_to(root).as_posix() for path in images]
+    return tuple(image_path(folder, item) for item in value)

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from dreamprm.data.findings import Findings
-from dreamprm.data.formats import FORMATS
-from dreamprm.data.image_check import check_image
+from dreamprm.data.formats import find_format
+from dreamprm.data.images import read_image
 from dreamprm.data.rows import Collector, collecting, read_rows
 from dreamprm.data.trajectory import SelectionQuestion, Trajectory
 from dreamprm.errors import UserError
@@ -140,7 +140,8 @@ class Images:
         for path in row.images if self.choice != "ignore" else ():
             if path not in self.seen:
                 try:
-                    self.seen[path] = check_image(path)
+                    read_image(path)
+                    self.seen[path] = hashlib.blake2b(path.read_bytes(), digest_size=8).digest()
                 except UserError as error:
                     self.seen[path] = str(error)
             entry = self.seen[path]
@@ -158,7 +159,7 @@ def check_file(path: Path, role: str, format: str, images: Images) -> Iterator[F
     Args:
         path: the file, or ``hub:NAME``.
         role: see ``FileReport``.
-        format: a key of ``FORMATS``.
+        format: as of ``load_trajectories``.
         images: checks them.
     """
     report = FileReport(path, role)
@@ -209,9 +210,10 @@ def _rows(path: Path, role: str, format: str, collector: Collector) -> Iterator[
 def _adapted(path: Path, format: str, collector: Collector) -> Iterator[tuple[str, Row]]:
     """The rows of another format, whose reader stops at an error: begun anew without that row."""
     done = 0
+    reader = find_format(format, path)
     for _ in range(MOST_ERRORS):
         try:
-            for number, found in enumerate(FORMATS[format](path)):
+            for number, found in enumerate(reader.read(path)):
                 if number >= done:
                     done += 1
                     yield found

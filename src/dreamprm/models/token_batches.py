@@ -5,15 +5,14 @@ The budget is in tokens, padding included, so that a pass costs about the same w
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-
-from PIL import Image
+from pathlib import Path
 
 from dreamprm.data.encoding import Encoder
+from dreamprm.data.images import image_pixels
 from dreamprm.data.trajectory import Trajectory
+from dreamprm.errors import UserError
 
 MAX_TOKENS = 8192
 
@@ -139,11 +138,10 @@ def _characters(group: Sequence[Trajectory]) -> float:
     return len(group[0].question) + steps + sum(map(_pixels, group[0].images)) / 196
 
 
-def _pixels(path: os.PathLike[str]) -> int:
+def _pixels(path: Path) -> int:
     try:
-        with Image.open(path) as image:
-            return math.prod(image.size)
-    except OSError:
+        return image_pixels(path)
+    except UserError:
         return 0  # the encoder says what is wrong with it
 
 

@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from dreamprm.data.adapters.format import Format
+from dreamprm.data.adapters.reading import checked
 from dreamprm.data.rows import need, read_rows
-from dreamprm.data.steps import split_steps
+from dreamprm.data.steps import stripped_steps
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
 
@@ -29,22 +31,27 @@ def read(path: Path) -> Iterator[tuple[str, Trajectory]]:
             for letter, option in zip("ABCDEFGH", need(row, "options", list, where), strict=False)
         ]
         text = re.sub(r"<image\d+>", "", need(row, "question", str, where)).strip()
-        images = (path / need(row, "image", str, where),)
-        questions[need(row, "id", str, where)] = ("\n".join([text, *options]), images)
+        image = need(row, "image", str, where)
+        questions[need(row, "id", str, where)] = "\n".join([text, *options]), image
     for where, row in read_rows(path / "responses.jsonl"):
         question_id, run = need(row, "id", str, where), need(row, "run", str, where)
         if question_id not in questions:
             raise UserError(f"{where}: there is no question {question_id!r}")
-        question, images = questions[question_id]
+        question, image = questions[question_id]
         yield (
             where,
-            Trajectory(
+            checked(
+                where,
+                path,
                 id=f"{question_id}/{run}",
                 domain=run,
                 question=question,
-                steps=tuple(split_steps(need(row, "response", str, where))),
-                images=images,
+                steps=stripped_steps(need(row, "response", str, where)),
+                images=[image],
                 outcome=need(row, "correct", bool, where),
                 answer=need(row, "model_answer", str, where),
             ),
         )
+
+
+MATH_VISION = Format("math-vision", read, lambda row: False, folder=True)

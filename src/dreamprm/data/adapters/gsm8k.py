@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from dreamprm.data.adapters.format import Format
+from dreamprm.data.adapters.reading import checked
 from dreamprm.data.rows import need, read_rows
 from dreamprm.data.trajectory import Trajectory
 
@@ -27,12 +29,21 @@ def read(path: Path) -> Iterator[tuple[str, Trajectory]]:
         steps = [_CALCULATOR.sub("", step).strip() for step in need(row, "steps", list, where)]
         yield (
             where,
-            Trajectory(
+            checked(
+                where,
+                path.parent,
                 id=need(row, "id", str, where),
                 domain=need(row, "domain", str, where),
                 question=need(row, "prompt", str, where),
-                steps=tuple(step for step in steps if step),
+                steps=[step for step in steps if step],
                 outcome=need(row, "outcome", bool, where),
                 answer=row.get("final_answer"),
             ),
         )
+
+
+GSM8K = Format(
+    "gsm8k-solutions",
+    read,
+    lambda row: {"prompt", "steps", "outcome", "domain"} <= set(row),
+)
