@@ -112,20 +112,15 @@ def save_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
                 file.write(b"[" if array else b"")
                 for number, row in enumerate(rows):
                     file.write(b",\n" if array and number else b"\n" if array else b"")
-                    file.write(_json(row) + (b"" if array else b"\n"))
+                    file.write(
+                        json.dumps(row, ensure_ascii=False).encode() + (b"" if array else b"\n")
+                    )
                 file.write(b"\n]\n" if array else b"")
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _json(row: Mapping[str, Any]) -> bytes:
-    try:
-        return json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape and UTF-8 not hold
-        return json.dumps(row).encode()
 
 
 def _save(path: Path, items: Sequence[Trajectory] | Sequence[SelectionQuestion]) -> None:
