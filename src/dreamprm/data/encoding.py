@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,6 +127,23 @@ class Encoder:
         if self.prefixes and positions:
             return [(ids[: end + 1], [end]) for end in positions]
         return [(ids, positions)]
+
+    def prompt(self, question: Trajectory) -> tuple[list[int], list[dict[str, Tensor]]]:
+        """What a generator answers: a user turn of the chat template, its steps left out.
+
+        Without a chat template: the images, the question and a blank line.
+
+        Returns:
+            Token ids up to where the answer begins, and the tensors of the images.
+
+        Raises:
+            UserError: an image is missing or cannot be read, or the backbone reads no images.
+        """
+        if self.tokenizer.chat_template and (self.images is not None or not question.images):
+            ids = self._chat_turn(question, 0)[0]
+        else:
+            ids = self.rows(replace(question, steps=()))[-1][0]
+        return ids, [tensors for _, tensors in self._images_of(question)]
 
     def _chat_turn(self, trajectory: Trajectory, steps: int) -> tuple[list[int], list[int]]:
         """One user turn with the first steps, and the position of its last token."""
