@@ -51,9 +51,12 @@ class Journal:
         lines = [json.dumps(piece) for piece in pieces]
         try:
             if self._file is None:
-                self._file = self.path.open("ab")
-                self._file.truncate(self._kept)
-                lines = lines if self._kept else [json.dumps(self.of), *lines]
+                # Kept only with its first line in it: an interruption may come at any place.
+                file = self.path.open("ab")
+                file.truncate(self._kept)
+                if not self._kept:
+                    file.write(json.dumps(self.of).encode() + b"\n")
+                self._file = file
             self._file.write("".join(line + "\n" for line in lines).encode())
             self._file.flush()
         except OSError as error:

@@ -96,6 +96,7 @@ def _run(
         def settle(request: Request, reply: Reply, is_new: bool) -> None:
             if is_new:
                 journal.add(_piece(request, reply))
+                known[request.key] = reply
                 cost.add(len(reply.texts), reply.prompt_tokens, reply.completion_tokens)
                 bar.set_postfix_str(_so_far(cost, config), refresh=False)
             else:
@@ -105,6 +106,7 @@ def _run(
             bar.total = work.expected_texts(expected)
             bar.update(len(reply.texts))
 
+        arrived: list[tuple[Request, Reply]] = []
         try:
             while True:
                 batch = work.take(generator.capacity - under_way)
@@ -116,13 +118,14 @@ def _run(
                     if request not in asked:
                         settle(request, known[request.key], is_new=False)
                 if under_way and (not work.waiting or under_way >= generator.capacity):
-                    for request, reply in generator.finished():
+                    arrived = generator.finished()
+                    for request, reply in arrived:
                         under_way -= len(request.samples)
                         settle(request, reply, is_new=request.key not in known)
                 elif not batch and not under_way:
                     break
         except BaseException:
-            for request, reply in generator.rescue():
+            for request, reply in (*arrived, *generator.rescue()):
                 if request.key not in known:
                     journal.add(_piece(request, reply))
             journal.close()

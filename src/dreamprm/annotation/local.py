@@ -79,7 +79,7 @@ class LocalGenerator:
         if not self.ends:
             raise UserError(f"{config.local.model} has no token that ends a text")
         # The encoder's marker ends a step, which nothing here asks for: any token does.
-        marker = self.tokenizer.convert_ids_to_tokens(self.ends[0])
+        marker = next(t for t in self.tokenizer.get_vocab() if t != self.tokenizer.unk_token)
         self.encoder = Encoder(self.tokenizer, self.images, marker, layout="prefixes")
         self.queue: list[Request] = []
         self._prompt = lru_cache(maxsize=64)(self._encode)

@@ -73,7 +73,7 @@ def with_retries(
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Seconds of the header Retry-After, a number or a date (RFC 9110, 10.2.3); None without one."""
+    """Seconds of the header Retry-After, a number or a date (RFC 9110, 10.2.3), if it is there."""
     value = headers.get("retry-after")
     if value is None:
         return None

@@ -1,0 +1,81 @@
+"""A small language model that has learned the form of a few solutions: what annotation tests ask."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from dreamprm.models.tiny import PAD, tiny_backbone, tiny_tokenizer
+from tests.shared import SHARED
+
+INSTRUCTIONS = "Solve."
+# An assistant's turn that stands last is left open, so that the model goes on with it.
+TEMPLATE = (
+    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] }}"
+    "{% if not (loop.last and m['role'] == 'assistant') %}{{ '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt and messages[-1]['role'] != 'assistant' %}<assistant>{% endif %}"
+)
+COUNT = 4  # questions
+
+
+def questions() -> list[dict[str, str]]:
+    """The first few questions of GSM8K's test set, cut short, with their answers."""
+    rows = _rows()
+    found = {row["question_id"]: row for row in rows}
+    return [
+        {"id": name, "domain": "gsm8k", "question": row["prompt"][:40], "answer": row["answer"]}
+        for name, row in list(found.items())[:COUNT]
+    ]
+
+
+def write_questions(path: Path) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in questions()))
+    return path
+
+
+def _rows() -> list[dict[str, Any]]:
+    with (SHARED / "gsm8k_solutions.jsonl").open() as file:
+        return [json.loads(line) for line, _ in zip(file, range(4 * COUNT), strict=False)]
+
+
+def _solutions() -> list[tuple[str, str]]:
+    """Questions with made-up short solutions in steps, half of which end right."""
+    pairs = []
+    for row in questions():
+        for final in (row["answer"], row["answer"], "7", "12"):
+            steps = "\n".join(f"Step {n}: so it is {final}." for n in range(1, 4))
+            prompt = f"<user>{INSTRUCTIONS}\n\nProblem:\n{row['question']}\n<assistant>"
+            pairs.append((prompt, f"{steps}\nFinal answer: {final}{PAD}"))
+    return pairs
+
+
+def save_generator(folder: Path, steps: int = 60) -> Path:
+    """Trains for a few seconds and saves model and tokenizer."""
+    torch.manual_seed(0)
+    pairs = _solutions()
+    tokenizer = tiny_tokenizer(["".join(pair) for pair in pairs] * 2, 420, "<|step|>", [])
+    tokenizer.eos_token, tokenizer.chat_template = PAD, TEMPLATE
+    model: Any = tiny_backbone("tiny-qwen2", tokenizer, 64, 1, 2, 1, 0, AutoModelForCausalLM)
+    encoded = [(tokenizer.encode(a), tokenizer.encode(b)) for a, b in pairs]
+    longest = max(len(a) + len(b) for a, b in encoded)
+    ids = torch.full((len(encoded), longest), tokenizer.pad_token_id)
+    labels = torch.full_like(ids, -100)
+    for row, (prompt, solution) in enumerate(encoded):
+        ids[row, : len(prompt) + len(solution)] = torch.tensor(prompt + solution)
+        labels[row, len(prompt) : len(prompt) + len(solution)] = torch.tensor(solution)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(steps):
+        loss = model(input_ids=ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.generation_config = GenerationConfig(
+        do_sample=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
