@@ -1,4 +1,4 @@
-"""A small language model that has learned the form of a few solutions: what annotation tests ask."""
+"""A small language model that has learned the form of a few solutions, to annotate with."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from dreamprm.models.tiny import PAD, tiny_backbone, tiny_tokenizer
 from tests.shared import SHARED
 
 INSTRUCTIONS = "Solve."
-# An assistant's turn that stands last is left open, so that the model goes on with it.
-TEMPLATE = (
-    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] }}"
-    "{% if not (loop.last and m['role'] == 'assistant') %}{{ '\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt and messages[-1]['role'] != 'assistant' %}<assistant>{% endif %}"
-)
+SPECIAL = ["<|im_start|>", "<|im_end|>"]
+# ChatML, as of Qwen; an assistant's turn that stands last is left open, for the model to go on.
+TEMPLATE = """\
+{%- for m in messages -%}
+{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}
+{%- if not (loop.last and m['role'] == 'assistant') -%}{{ '<|im_end|>\n' }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt and messages[-1]['role'] != 'assistant' -%}
+{{ '<|im_start|>assistant\n' }}
+{%- endif -%}"""
 COUNT = 4  # questions
 
 
@@ -48,7 +52,8 @@ def _solutions() -> list[tuple[str, str]]:
     for row in questions():
         for final in (row["answer"], row["answer"], "7", "12"):
             steps = "\n".join(f"Step {n}: so it is {final}." for n in range(1, 4))
-            prompt = f"<user>{INSTRUCTIONS}\n\nProblem:\n{row['question']}\n<assistant>"
+            text = f"{INSTRUCTIONS}\n\nProblem:\n{row['question']}"
+            prompt = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
             pairs.append((prompt, f"{steps}\nFinal answer: {final}{PAD}"))
     return pairs
 
@@ -57,7 +62,7 @@ def save_generator(folder: Path, steps: int = 60) -> Path:
     """Trains for a few seconds and saves model and tokenizer."""
     torch.manual_seed(0)
     pairs = _solutions()
-    tokenizer = tiny_tokenizer(["".join(pair) for pair in pairs] * 2, 420, "<|step|>", [])
+    tokenizer = tiny_tokenizer(["".join(pair) for pair in pairs] * 2, 420, "<|step|>", SPECIAL)
     tokenizer.eos_token, tokenizer.chat_template = PAD, TEMPLATE
     model: Any = tiny_backbone("tiny-qwen2", tokenizer, 64, 1, 2, 1, 0, AutoModelForCausalLM)
     encoded = [(tokenizer.encode(a), tokenizer.encode(b)) for a, b in pairs]
