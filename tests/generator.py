@@ -23,7 +23,7 @@ TEMPLATE = """\
 {%- if add_generation_prompt and messages[-1]['role'] != 'assistant' -%}
 {{ '<|im_start|>assistant\n' }}
 {%- endif -%}"""
-COUNT = 4  # questions
+COUNT = 3  # questions
 
 
 def questions() -> list[dict[str, str]]:
@@ -51,7 +51,7 @@ def _solutions() -> list[tuple[str, str]]:
     pairs = []
     for row in questions():
         for final in (row["answer"], row["answer"], "7", "12"):
-            steps = "\n".join(f"Step {n}: so it is {final}." for n in range(1, 4))
+            steps = "\n".join(f"Step {n}: {final}." for n in range(1, 4))
             text = f"{INSTRUCTIONS}\n\nProblem:\n{row['question']}"
             prompt = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
             pairs.append((prompt, f"{steps}\nFinal answer: {final}{PAD}"))

@@ -71,7 +71,10 @@ class Trajectory:
 
     def to_record(self, folder: Path) -> dict[str, Any]:
         """The canonical JSON object, images relative to ``folder``; what is unknown is left out."""
-        record: dict[str, Any] = {"id": self.id, "domain": self.domain, "question": self.question}
+        record: dict[str, Any] = {"id": self.id}
+        if self.domain:
+            record["domain"] = self.domain
+        record["question"] = self.question
         if self.images:
             record["images"] = _relative(self.images, folder)
         record["steps"] = list(self.steps)
