@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    Idefics3Processor,
+)
 
-from dreamprm.models.tiny import PAD, tiny_backbone, tiny_tokenizer
+from dreamprm.models.families import FAMILIES
+from dreamprm.models.tiny import PAD, tiny_backbone, tiny_image_processor, tiny_tokenizer
 from tests.shared import SHARED
 
 INSTRUCTIONS = "Solve."
@@ -83,4 +89,31 @@ def save_generator(folder: Path, steps: int = 60) -> Path:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_image_reader(folder: Path) -> Path:
+    """A model of random weights that reads images, with the processor that a server asks for.
+
+    Of the families, Idefics3 alone has a processor without a part for videos, which wants
+    torchvision.
+    """
+    family = FAMILIES["idefics3"]
+    special = [*family.tokens.values(), *family.words, "<end_of_utterance>"]
+    tokenizer = tiny_tokenizer(["What is in the image? Solve."] * 5, 400, "<|step|>", special)
+    tokenizer.eos_token = PAD
+    model: Any = tiny_backbone(
+        "tiny-idefics3", tokenizer, 32, 1, 2, 1, 0, AutoModelForImageTextToText
+    )
+    images = tiny_image_processor("tiny-idefics3", model, 3136)
+    template = (
+        "{% for m in messages %}{% for c in m['content'] %}"
+        "{{ '<image>' if c['type'] == 'image' else c['text'] }}{% endfor %}{% endfor %}"
+    )
+    processor = Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=template)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder

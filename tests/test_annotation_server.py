@@ -1,12 +1,11 @@
 """``dreamprm annotate`` with servers of the OpenAI protocol.
 
-The real one is ``transformers serve`` on loopback, with a tiny model saved to disk: chats, raw
-completions, a final assistant turn that the model goes on with, killed and started anew. Where it
-falls short (transformers 5.23) a server of the test's own is in its place, for that alone: it
-refuses `n`; asks for no key; answers a wrong model name with 400; never fails with 429, Retry-After
-or 5xx by itself; takes `seed` for the whole process, so that sampled texts are a function of their
-seed only with one request at a time; and a processor that reads images needs torchvision, which has
-no CPU build beside torch's.
+The real one is ``transformers serve`` on loopback, with tiny models saved to disk: chats, images
+too, raw completions, a final assistant turn that the model goes on with, killed and started anew.
+Where it falls short (transformers 5.23) a server of the test's own is in its place, for that alone:
+it refuses `n`; asks for no key; answers an unknown model with 500, or 400 where it serves one
+alone, and not with 404; never answers 429 or with Retry-After. It takes `seed` for the whole
+process, so that sampled texts are a function of their seed only with one request at a time.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from dreamprm import load_trajectories
 from dreamprm.annotation.retries import retry_after
 from dreamprm.cli import main
 from dreamprm.journal import Journal
-from tests.generator import INSTRUCTIONS, save_generator, write_questions
+from tests.generator import INSTRUCTIONS, save_generator, save_image_reader, write_questions
 from tests.shared import needs_shared
 
 SMALL = [f"instructions={INSTRUCTIONS}", "chains=2", "completions=3", "max_new_tokens=30"]
@@ -54,7 +53,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [str(Path(sys.executable).with_name("transformers")), "serve", self.model]
+        command = [str(Path(sys.executable).with_name("transformers")), "serve"]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu"]
         quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with self.log.open("ab") as log:
@@ -222,9 +221,25 @@ def test_a_wrong_model_is_refused(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.jsonl"
-    assert main(arguments(server, out, "openai.model=nope")) == 2
-    assert "refuses a request with 400: Server is pinned to" in capsys.readouterr().err
+    assert main(arguments(server, out, "openai.model=nope", "openai.retries=1")) == 2
+    assert "answers 500: Internal Server Error; gave up after 2 tries" in capsys.readouterr().err
     assert not out.exists()
+
+
+@needs_shared
+def test_images_reach_the_server(server: Server, tmp_path: Path) -> None:
+    model = save_image_reader(tmp_path / "model")
+    rows = [{"id": "none", "question": "What?", "answer": "4"}]
+    for number, colour in enumerate(["red", "blue"]):
+        Image.new("RGB", (60, 40), colour).save(tmp_path / f"{number}.png")
+        rows.append(rows[0] | {"id": colour, "images": [f"{number}.png"]})  # type: ignore[dict-item]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    same = [f"questions={tmp_path / 'q.jsonl'}", "temperature=0", "max_new_tokens=6", "chains=1"]
+    assert main(arguments(server, tmp_path / "a.jsonl", *same, f"openai.model={model}")) == 0
+    local = ["annotate", "annotate", *SMALL, *same, "local.device=cpu", f"local.model={model}"]
+    assert main([*local, f"out={tmp_path / 'b.jsonl'}"]) == 0
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    assert len({row.steps for row in load_trajectories(tmp_path / "a.jsonl")}) == 3
 
 
 def test_without_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ SMALL = ["--width", "64", "--layers", "1"]
     [
         ("cycle.py", [*SMALL, "--repeats", "1"]),
         ("memory.py", [*SMALL]),
+        ("annotation.py", ["--solutions", "10"]),
         ("scaling.py", ["domains", *SMALL, "--repeats", "1"]),
         ("scoring.py", [*SMALL, "--rounds", "1"]),
         ("hypergradients.py", ["exactness", "cost", "--width", "128", "--layers", "1"]),

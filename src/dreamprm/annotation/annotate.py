@@ -210,7 +210,7 @@ class _Work:
             self.results[place] = end.value
             self._done += 1
             for table in (self._courses, self._asked, self._replies):
-                del table[place]  # type: ignore[attr-defined]
+                del table[place]
             return
         self._asked[place], self._replies[place] = asked, {}
         self.waiting.extend(asked)

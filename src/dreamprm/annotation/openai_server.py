@@ -236,7 +236,7 @@ def _said(error: Any) -> str:
         found = inner.get("message") or inner.get("detail")
         if found:
             return str(found)
-    return str(error.message)
+    return str(error.response.text or error.message)
 
 
 @lru_cache(maxsize=64)
