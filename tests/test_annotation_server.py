@@ -474,7 +474,8 @@ def test_what_a_request_says(tmp_path: Path) -> None:
 
     options = ["openai.samples_per_request=2", "completions=5", "openai.send_seed=false"]
     options += ["openai.max_tokens_key=max_completion_tokens", "openai.continuation=prefill"]
-    options += ["openai.extra_body={continue_final_message: true}", "top_p=0.9"]
+    options += ["openai.extra_body={top_k: 5}", "top_p=0.9"]
+    options += ["openai.continue_body={continue_final_message: true}"]
     with Faulty(answer) as server:
         assert main(faulty(tmp_path, server.url, *options)) == 0
     first, *rest = server.bodies
@@ -484,7 +485,9 @@ def test_what_a_request_says(tmp_path: Path) -> None:
         assert "seed" not in body
         assert "max_tokens" not in body
         assert body["max_completion_tokens"] == 1024
-        assert body["continue_final_message"] is True
+        assert body["top_k"] == 5
+        # The turn that stands last is the user's, where nothing is continued.
+        assert body.get("continue_final_message") == (True if body is not first else None)
         assert (body["temperature"], body["top_p"]) == (0.7, 0.9)
         image, text = body["messages"][0]["content"]
         assert image["image_url"]["url"].startswith("data:image/jpeg;base64,/9j/")

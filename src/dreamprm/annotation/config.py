@@ -53,9 +53,10 @@ class OpenAIConfig:
     samples_per_request: int = 1
     max_tokens_key: str = "max_tokens"  # or max_completion_tokens, which newer OpenAI models want
     send_seed: bool = True  # for servers that refuse `seed`: false
-    # More of a request's body, e.g. {continue_final_message: true, add_generation_prompt: false},
-    # which vLLM wants for continuation: prefill.
-    extra_body: dict[str, Any] = field(default_factory=dict)
+    extra_body: dict[str, Any] = field(default_factory=dict)  # more of every request's body
+    # More of the body of a request that continues a prefix. vLLM wants for continuation: prefill
+    # {continue_final_message: true, add_generation_prompt: false}.
+    continue_body: dict[str, Any] = field(default_factory=dict)
     timeout: float = 300.0  # seconds for an answer
     # Again after 429, 5xx, a timeout or a lost connection, after twice as long each time.
     retries: int = 8
@@ -130,6 +131,9 @@ NOT_NEGATIVE = (
     "grading.tolerance",
 )
 
+# Dicts whose keys are the user's.
+_FREE = ("grading.rules", "openai.extra_body", "openai.continue_body")
+
 # Keys that change how fast or at what cost a result is there, and not the result.
 _WITHOUT_EFFECT = re.compile(
     r"out|questions|local\.(batch_size|device)"
@@ -149,7 +153,7 @@ def settings(config: AnnotationConfig) -> dict[str, Any]:
     unused = {"local": "openai", "openai": "local"}[config.generator]
 
     def walk(value: Any, key: str) -> None:
-        if isinstance(value, dict) and key not in ("grading.rules", "openai.extra_body"):
+        if isinstance(value, dict) and key not in _FREE:
             for name, inner in value.items():
                 walk(inner, f"{key}.{name}" if key else str(name))
         elif not _WITHOUT_EFFECT.fullmatch(key) and key.split(".")[0] != unused:

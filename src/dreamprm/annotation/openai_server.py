@@ -198,11 +198,12 @@ class OpenAIGenerator:
 
     def _body(self, request: Request) -> dict[str, Any]:
         server, config = self.server, self.config
+        extra = server.extra_body | (server.continue_body if request.given else {})
         body: dict[str, Any] = {
             "model": server.model,
             "temperature": config.temperature,
             server.max_tokens_key: config.max_new_tokens,
-            "extra_body": server.extra_body or None,
+            "extra_body": extra or None,
         }
         if config.top_p < 1:
             body["top_p"] = config.top_p
