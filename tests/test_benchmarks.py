@@ -20,6 +20,7 @@ SMALL = ["--width", "64", "--layers", "1"]
     [
         ("cycle.py", [*SMALL, "--repeats", "1"]),
         ("memory.py", [*SMALL]),
+        ("annotation.py", ["--solutions", "10"]),
         ("scaling.py", ["domains", *SMALL, "--repeats", "1"]),
         ("scoring.py", [*SMALL, "--rounds", "1"]),
         ("reading.py", ["--rows", "500", "--steps", "5"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,23 @@ class Encoder:
             )
         images = [ids for ids, _ in self._images_of(trajectory)]
         return self._rows(trajectory, images)
+
+    def prompt(self, question: Trajectory) -> tuple[list[int], list[dict[str, Tensor]]]:
+        """What a generator answers: a user turn of the chat template, its steps left out.
+
+        Without a chat template: the images, the question and a blank line.
+
+        Returns:
+            Token ids up to where the answer begins, and the tensors of the images.
+
+        Raises:
+            UserError: an image is missing or cannot be read, or the backbone reads no images.
+        """
+        ids = self.rows(replace(question, steps=()))[-1][0]
+        read = self._images_of(question)
+        if self.tokenizer.chat_template:
+            ids = self._rows.user_turn(question.question, [tokens for tokens, _ in read])
+        return ids, [tensors for _, tensors in read]
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         """One batch of b trajectories in R rows, of L tokens and S steps at most.

@@ -159,6 +159,14 @@ class TokenLayout:
             self._rendered[key] = [self.special(piece) for piece in pieces[::2]]
         return self._rendered[key]
 
+    def user_turn(self, text: str, images: Sequence[list[int]]) -> list[int]:
+        """One user turn of the chat template, up to where its answer begins."""
+        *around, after = self.turns(len(images), 1)
+        ids = list(around[0])
+        for image, piece in zip(images, around[1:], strict=True):
+            ids += image + piece
+        return ids + self.text(text) + after
+
     def _message(self, role: str, text: str) -> dict[str, Any]:
         return {
             "role": role,
@@ -176,15 +184,11 @@ class Prefixes(TokenLayout):
         if not (self.tokenizer.chat_template and trajectory.steps):
             ((ids, positions),) = super().__call__(trajectory, images)
             return [(ids[: end + 1], [end]) for end in positions] or [(ids, [])]
-        *around, after = self.turns(len(images), 1)
-        begin = list(around[0])
-        for image, piece in zip(images, around[1:], strict=True):
-            begin += image + piece
         rows: list[Row] = []
         for steps in range(1, len(trajectory.steps) + 1):
             # As in the published data: the question, then the response so far, blank lines between.
             text = "\n\n".join([trajectory.question, *trajectory.steps[:steps]])
-            ids = begin + self.text(text) + after
+            ids = self.user_turn(text, images)
             rows.append((ids, [len(ids) - 1]))
         return rows
 

@@ -85,7 +85,14 @@ def tiny_image_processor(name: str, backbone: Any, max_pixels: int) -> Any:
 
 
 def tiny_backbone(
-    name: str, tokenizer: Any, width: int, layers: int, heads: int, vision_layers: int, seed: int
+    name: str,
+    tokenizer: Any,
+    width: int,
+    layers: int,
+    heads: int,
+    vision_layers: int,
+    seed: int,
+    kind: Any = AutoModel,
 ) -> nn.Module:
     """A backbone with random weights.
 
@@ -97,6 +104,7 @@ def tiny_backbone(
         heads: attention heads; width / heads must be a multiple of 8, and width at least 32.
         vision_layers: transformer layers of the vision tower.
         seed: of the weights.
+        kind: the auto class that makes it; one with a vocabulary head can generate.
 
     Raises:
         UserError: the name is not known, or the width does not go with the heads.
@@ -134,7 +142,7 @@ def tiny_backbone(
     # What `initialise` leaves as transformers drew it is a function of the seed too.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: nn.Module = AutoModel.from_config(config)
+        model: nn.Module = kind.from_config(config)
     initialise(model, seed)
     return model
 
