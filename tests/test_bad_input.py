@@ -182,8 +182,8 @@ SOLUTIONS: dict[str, tuple[Make, str]] = {
     "an image path that climbs out": (second(images=["a/../../x.png"]), "is outside the folder"),
     "a link that leads out": (link("/etc/passwd"), "image 'link.png' is outside the folder"),
     "links in a circle": (link("link.png"), "{path}:2: "),
-    "a NUL in an image path": (second(images=["a\0.png"]), "a\\x00.png' cannot be looked up: embedded null"),
-    "an image path too long": (second(images=["a" * 5000]), "cannot be looked up: File name too long"),
+    "a NUL in an image path": (second(images=["a\0.png"]), "x00.png' cannot be looked up"),
+    "an image path too long": (second(images=["a" * 5000]), "looked up: File name too long"),
     "Latin-1 in UTF-8": (
         line('{"id": "é"}'.encode("latin-1")),
         "{path}:2: not UTF-8 text: byte 0xe9 at position 8",
