@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dreamprm.errors import UserError, unknown_name
+
+Schema = TypeVar("Schema")
 
 
 @dataclass
@@ -215,11 +218,23 @@ def shipped_configs() -> list[str]:
 
 
 def load_config(config: str, overrides: list[str]) -> Config:
+    """Reads the config of a run and checks every value of it; see :func:`read_config`."""
+    return read_config(config, overrides, Config, _check)
+
+
+def read_config(
+    config: str,
+    overrides: list[str],
+    schema: type[Schema],
+    check: Callable[[Any, str], None],
+) -> Schema:
     """Reads a config and checks every value of it.
 
     Args:
         config: a path, or the name of a shipped config.
         overrides: ``key=value``, dots for what is nested.
+        schema: the dataclass whose fields are the keys.
+        check: refuses values out of their range; takes the config and its name for messages.
 
     Raises:
         UserError: the file is missing, or a key is not known, or a value is of the wrong type or
@@ -232,22 +247,40 @@ def load_config(config: str, overrides: list[str]) -> Config:
         raise UserError(f"{where} is not YAML: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{where} holds {type(found).__name__}, expected keys and values")
-    merged = OmegaConf.structured(Config)
-    _refuse_unknown(found, Config, where)
+    merged = OmegaConf.structured(schema)
+    _refuse_unknown(found, schema, where)
     merged = _merge(merged, OmegaConf.create(found), where)
     for override in overrides:
         _key, equals, _ = override.partition("=")
         if not equals:
             raise UserError(f"{override!r} is not of the form key=value")
-        _refuse_unknown(OmegaConf.to_container(_dotlist(override)), Config, f"{override!r}")
+        _refuse_unknown(OmegaConf.to_container(_dotlist(override)), schema, f"{override!r}")
         merged = _merge(merged, _dotlist(override), f"{override!r}")
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise UserError(f"{where} gives no value for {', '.join(missing)}")
-    _check(merged, where)
+    check(merged, where)
     result = OmegaConf.to_object(merged)
-    assert isinstance(result, Config)
+    assert isinstance(result, schema)
     return result
+
+
+def check_values(
+    config: Any, where: str, choices: Mapping[str, Sequence[str]], at_least_one: Sequence[str]
+) -> None:
+    """Refuses a value that is none of its key's choices, and a number below 1.
+
+    Raises:
+        UserError: names the key and what was found.
+    """
+    for key, known in choices.items():
+        value = OmegaConf.select(config, key)
+        if value not in known:
+            raise UserError(f"{where}: " + unknown_name(f"value of {key}", str(value), known))
+    for key in at_least_one:
+        value = OmegaConf.select(config, key)
+        if value < 1:
+            raise UserError(f"{where}: {key} is {value}, expected at least 1")
 
 
 def read_options(words: list[str]) -> dict[str, Any]:
@@ -317,14 +350,7 @@ def _refuse_unknown(found: Any, schema: type, where: str, prefix: str = "") -> N
 
 
 def _check(config: Any, where: str) -> None:
-    for key, choices in CHOICES.items():
-        value = OmegaConf.select(config, key)
-        if value not in choices:
-            raise UserError(f"{where}: " + unknown_name(f"value of {key}", str(value), choices))
-    for key in AT_LEAST_ONE:
-        value = OmegaConf.select(config, key)
-        if value < 1:
-            raise UserError(f"{where}: {key} is {value}, expected at least 1")
+    check_values(config, where, CHOICES, AT_LEAST_ONE)
     if config.weighting != "uniform" and config.steps < config.unroll_steps:
         raise UserError(
             f"{where}: steps is {config.steps} and unroll_steps {config.unroll_steps}: "

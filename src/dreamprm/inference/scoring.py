@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,8 @@ from dreamprm.data.rows import read_rows
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError, need_whole
 from dreamprm.inference.evaluation import aggregate
-from dreamprm.inference.journal import Journal, fingerprint
+from dreamprm.journal import Journal, journal_path, write_whole
+from dreamprm.models.fingerprint import weights_digest
 from dreamprm.models.reward_model import SETTINGS_FILE, ProcessRewardModel
 from dreamprm.models.token_batches import MAX_TOKENS, Tally
 from dreamprm.progress import progress_bar
@@ -65,9 +67,12 @@ def score_file(
     prm = ProcessRewardModel.from_pretrained(folder)
     if partial and overwrite:
         partial.unlink(missing_ok=True)
-    journal = Journal(partial, fingerprint(prm, rows, max_tokens)) if partial else None
+    journal = Journal(partial, _fingerprint(prm, rows, max_tokens)) if partial else None
     prm.to("cuda" if torch.cuda.is_available() else "cpu")
-    logits = dict(journal.logits) if journal else {}
+    # A batch is a function of the data and the budget, so the batches that follow are the ones that
+    # would have followed.
+    batches = journal.pieces if journal else []
+    logits = {int(row): found for batch in batches for row, found in batch.items()}
     if logits:
         log.info("%s continues after %d solutions", out, len(logits))
     tally = Tally()
@@ -75,26 +80,39 @@ def score_file(
     with progress_bar("score", total, "solution", initial=len(logits)) as bar:
         for batch, found in prm.scored_batches(rows, max_tokens, frozenset(logits)):
             if journal:
-                journal.add(batch.rows, found)
+                journal.add(dict(zip(map(str, batch.rows), found, strict=True)))
             logits.update(zip(batch.rows, found, strict=True))
             tally.add(batch)
             bar.update(len(found))
     log.info("%s", tally)
-    text = "".join(_line(row, logits.get(i, [])) for i, row in enumerate(rows))
+    lines = [_line(row, logits.get(i, [])) for i, row in enumerate(rows)]
     if out is None or journal is None:
-        sys.stdout.write(text)
+        sys.stdout.writelines(line + "\n" for line in lines)
         return
-    whole = Path(f"{out}.tmp")
-    whole.write_text(text)
-    os.replace(whole, out)
+    write_whole(out, lines)
     journal.remove()
+
+
+def _fingerprint(
+    model: ProcessRewardModel, rows: Sequence[Trajectory], max_tokens: int
+) -> dict[str, Any]:
+    """What the scores are a function of; equal for equal weights and data, wherever they lie."""
+    solutions = hashlib.sha256()
+    for row in rows:
+        names = [path.name for path in row.images]
+        solutions.update(json.dumps([row.id, row.question, row.steps, names]).encode())
+    return {
+        "model": weights_digest(model, model.settings),
+        "solutions": solutions.hexdigest(),
+        "--max-tokens": max_tokens,
+    }
 
 
 def _line(row: Trajectory, logits: list[float]) -> str:
     scores = torch.tensor(logits, dtype=torch.float64).sigmoid().tolist()
     total = torch.tensor(aggregate(logits), dtype=torch.float64).sigmoid().item()
     line = {"id": row.id, "scores": scores, "aggregated": total if logits else None}
-    return json.dumps(line) + "\n"
+    return json.dumps(line)
 
 
 def _partial(out: str | None, resume: bool, overwrite: bool) -> Path | None:
@@ -103,22 +121,7 @@ def _partial(out: str | None, resume: bool, overwrite: bool) -> Path | None:
         if resume or overwrite:
             raise UserError("--resume and --overwrite are for an output file: give one by --out")
         return None
-    path, partial = Path(out), Path(f"{out}.partial")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, expected a file for the scores")
-    if not (resume or overwrite):
-        if partial.exists():
-            raise UserError(
-                f"{partial} holds a scoring that was interrupted: --resume continues it, "
-                "--overwrite starts anew"
-            )
-        if path.exists():
-            raise UserError(f"{path} is there already: --overwrite replaces it")
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    return partial
+    return journal_path(out, "a scoring", resume, overwrite)
 
 
 def _refuse_another(path: Path, rows: Sequence[Trajectory]) -> None:

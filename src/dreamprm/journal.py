@@ -1,0 +1,129 @@
+"""What long work has done so far, on disk: a killed one continues with what comes next.
+
+A journal is JSON Lines: what the work is of, then one line per piece of it. A line is all or
+nothing, so a piece is done or it is not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dreamprm.errors import UserError
+
+
+class Journal:
+    """The pieces of a work that are done, in order; a file from the first of them on.
+
+    Args:
+        path: of the file; what it holds is continued.
+        of: the fingerprint of the work: whatever its result is a function of, by name.
+
+    Attributes:
+        pieces: that are done, as they were added.
+
+    Raises:
+        UserError: the file is of another work, or cannot be read or written.
+    """
+
+    def __init__(self, path: Path, of: dict[str, Any]) -> None:
+        self.path, self.of = path, of
+        lines = _whole_lines(path) if path.is_file() else []
+        if lines:
+            header = json.loads(lines[0])
+            changed = [key for key, value in of.items() if header.get(key) != value]
+            changed += [key for key in header if key not in of]
+            if changed:
+                raise UserError(
+                    f"{path} was begun with another {', '.join(changed)}: "
+                    "resume with the same, or --overwrite it"
+                )
+        self.pieces: list[dict[str, Any]] = [json.loads(line) for line in lines[1:]]
+        # A line that the kill tore goes; its piece is done again.
+        self._kept = sum(map(len, lines))
+        self._file: BinaryIO | None = None
+
+    def add(self, *pieces: dict[str, Any]) -> None:
+        """Writes down pieces, a line each."""
+        lines = [json.dumps(piece) for piece in pieces]
+        try:
+            if self._file is None:
+                self._file = self.path.open("ab")
+                self._file.truncate(self._kept)
+                lines = lines if self._kept else [json.dumps(self.of), *lines]
+            self._file.write("".join(line + "\n" for line in lines).encode())
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+        self.pieces.extend(pieces)
+
+    def close(self) -> None:
+        """Closes the file; :meth:`add` opens it anew."""
+        if self._file is not None:
+            self._file.close()
+            self._kept, self._file = self.path.stat().st_size, None
+
+    def remove(self) -> None:
+        """Deletes the file, which has done its service."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+
+def journal_path(out: str | Path, what: str, resume: bool, overwrite: bool) -> Path:
+    """The journal of an output, ``out.partial``; refuses to lose an output that is there.
+
+    Args:
+        out: the output file.
+        what: is written there, for messages, e.g. ``"a scoring"``.
+        resume: whether to continue a work that was interrupted.
+        overwrite: whether to replace an output that is there.
+
+    Raises:
+        UserError: there is an output or a journal already, or the folder cannot be made.
+    """
+    path, partial = Path(out), Path(f"{out}.partial")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, expected a file")
+    if not (resume or overwrite):
+        if partial.exists():
+            raise UserError(
+                f"{partial} holds {what} that was interrupted: --resume continues it, "
+                "--overwrite starts anew"
+            )
+        if path.exists():
+            raise UserError(f"{path} is there already: --overwrite replaces it")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    return partial
+
+
+def write_whole(path: str | Path, lines: Sequence[str]) -> None:
+    """Writes lines, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    partial = Path(f"{path}.tmp")
+    try:
+        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    lines = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            whole = line.endswith(b"\n") and isinstance(json.loads(line), dict)
+        except ValueError:
+            whole = False
+        if not whole:
+            break
+        lines.append(line)
+    return lines
