@@ -41,12 +41,27 @@ def load_trajectories(
     return _finish(Path(path), list(FORMATS[format](Path(path))), images)
 
 
-def load_questions(path: str | Path, images: str = "require") -> list[SelectionQuestion]:
-    """Reads a file of questions with candidates, canonical; see :func:`load_trajectories`."""
+def load_questions(
+    path: str | Path, images: str = "require", judged: bool = True
+) -> list[SelectionQuestion]:
+    """Reads a file of questions with candidates, canonical; see :func:`load_trajectories`.
+
+    Args:
+        path: of the file.
+        images: what a missing image means.
+        judged: whether it must be known of every candidate if it is right.
+
+    Raises:
+        UserError: the file is missing, empty or wrong.
+    """
     rows = [
         (where, _read(SelectionQuestion, row, Path(path), where))
         for where, row in read_rows(Path(path))
     ]
+    for where, question in rows if judged else ():
+        for number, candidate in enumerate(question.candidates, start=1):
+            if candidate.correct is None:
+                raise UserError(f"{where}: candidate {number} has no 'correct': true or false")
     return _finish(Path(path), rows, images)
 
 
