@@ -1,4 +1,4 @@
-"""Best-of-N of several models on one set of questions: every rule, every N, and what they differ by."""
+"""Best-of-N of several models on one set of questions: rules, every N, and differences."""
 
 from __future__ import annotations
 

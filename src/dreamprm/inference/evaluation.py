@@ -82,7 +82,7 @@ def majority_chance(candidates: Sequence[Candidate], n: int, seed: Sequence[int]
 
 
 def best_source(questions: Sequence[SelectionQuestion]) -> tuple[str, list[bool]] | None:
-    """The source that is right most often, with its outcomes; of those with one candidate a question.
+    """The source that is right most often, and where; of those with one candidate a question.
 
     The first by name of equals; None where no source has a name and answers every question once.
     """

@@ -71,7 +71,7 @@ def test_set(run: str) -> DataSet:
     folder = Path(run)
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(
-            f"{run} holds no {CONFIG_FILE}, so its test set is not known: give --selection or --steps"
+            f"{run} holds no {CONFIG_FILE}, its test set is not known: give --selection or --steps"
         )
     config = load_config(str(folder / CONFIG_FILE), [])
     if config.data.synthetic.domains:
