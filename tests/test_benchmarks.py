@@ -20,6 +20,7 @@ SMALL = ["--width", "64", "--layers", "1"]
         ("memory.py", [*SMALL]),
         ("scaling.py", ["domains", *SMALL, "--repeats", "1"]),
         ("scoring.py", [*SMALL, "--rounds", "1"]),
+        ("select_killed.py", ["--questions", "12", "--kills", "1"]),
         ("hypergradients.py", ["exactness", "cost", "--width", "128", "--layers", "1"]),
     ],
 )
