@@ -25,7 +25,9 @@ from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError
 from dreamprm.hypergradients import resolve
 from dreamprm.hypergradients.interface import STEPS
-from dreamprm.inference.evaluation import aggregate, auc, evaluate_selection
+from dreamprm.inference.aggregation import aggregate
+from dreamprm.inference.evaluation import auc, evaluate_selection
+from dreamprm.inference.selection import step_logits_of
 from dreamprm.models.build import build_model
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.weighting import DomainTable
@@ -290,11 +292,7 @@ def meta_batches(
 def _evaluate(model: ProcessRewardModel, data: RunData) -> dict[str, Any]:
     if not data.test:
         return {}
-    candidates = [question.trajectories() for question in data.test]
-    logits = iter(
-        model.step_logits([row for group in candidates for row in group], progress="test")
-    )
-    return evaluate_selection(data.test, [[next(logits) for _ in group] for group in candidates])
+    return evaluate_selection(data.test, step_logits_of(model, data.test, progress="test"))
 
 
 def _adamw(parameters: Any, config: OptimizerConfig) -> torch.optim.AdamW:

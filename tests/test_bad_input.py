@@ -222,11 +222,11 @@ QUESTIONS: dict[str, tuple[Make, str]] = {
     ),
     "no correct": (
         raw(text(QUESTION | {"candidates": [{"steps": ["one"]}]})),
-        "{path}:1: has no 'correct'",
+        "has no 'correct': true or false",
     ),
     "a null correct": (
         raw(text(QUESTION | {"candidates": [{"steps": ["one"], "correct": None}]})),
-        "correct is null, expected true or false",
+        "has no 'correct': true or false",
     ),
     "correct in quotes": (
         raw(text(QUESTION | {"candidates": [{"steps": ["one"], "correct": "yes"}]})),

@@ -24,6 +24,7 @@ SMALL = ["--width", "64", "--layers", "1"]
         ("scaling.py", ["domains", *SMALL, "--repeats", "1"]),
         ("scoring.py", [*SMALL, "--rounds", "1"]),
         ("reading.py", ["--rows", "500", "--steps", "5"]),
+        ("select_killed.py", ["--questions", "12", "--kills", "1"]),
         ("hypergradients.py", ["exactness", "cost", "--width", "128", "--layers", "1"]),
     ],
 )

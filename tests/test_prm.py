@@ -13,8 +13,8 @@ from dreamprm.data.batches import BatchStream
 from dreamprm.data.trajectory import Candidate, SelectionQuestion, Trajectory
 from dreamprm.engines.prm import meta_batches
 from dreamprm.errors import UserError
-from dreamprm.inference.aggregation import mean_logit
-from dreamprm.inference.evaluation import aggregate, auc, evaluate_selection
+from dreamprm.inference.aggregation import aggregate, mean_logit
+from dreamprm.inference.evaluation import auc, evaluate_selection
 from dreamprm.models.weighting import DomainTable
 from dreamprm.problems.meta_losses import META_LOSSES, aggregation_mse, calibrated, pairwise
 from dreamprm.problems.prm import DomainWeighting, PRMFineTuning

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from dreamprm.data.formats import save_trajectories
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.models.build import build_model
 from dreamprm.models.reward_model import ProcessRewardModel
+from tests import killing
 
 BUDGET = ["--max-tokens", "150"]
 
@@ -53,25 +51,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def score(folder: Path, out: Path, *options: str) -> int:
+def arguments(folder: Path, out: Path, *options: str) -> list[str]:
     files = [str(folder / "model"), str(folder / "data.jsonl"), "--out", str(out)]
-    return main(["score", *files, *BUDGET, *options])
+    return ["score", *files, *BUDGET, *options]
+
+
+def score(folder: Path, out: Path, *options: str) -> int:
+    return main(arguments(folder, out, *options))
 
 
 def killed(folder: Path, out: Path, lines: int, *options: str) -> None:
     """Scores in another process, and kills it once the journal has so many lines."""
-    process = os.fork()
-    if process == 0:
-        torch.set_num_threads(1)  # a fork inherits no threads to share work with
-        os._exit(score(folder, out, *options))
-    partial = Path(f"{out}.partial")
-    deadline = time.monotonic() + 60
-    while not partial.exists() or partial.read_bytes().count(b"\n") < lines:
-        assert os.waitpid(process, os.WNOHANG) == (0, 0)
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
+    killing.killed(arguments(folder, out, *options), Path(f"{out}.partial"), lines)
 
 
 def test_a_killed_scoring_resumes_to_the_same_bytes(
@@ -87,15 +78,7 @@ def test_a_killed_scoring_resumes_to_the_same_bytes(
     assert not out.exists()
     done = [row for line in partial.read_text().splitlines()[1:] for row in json.loads(line)]
     assert len(done) == len(set(done)) >= 20
-    scored: list[str] = []
-    batches = ProcessRewardModel.scored_batches
-
-    def spy(*arguments):  # type: ignore[no-untyped-def]
-        for batch, logits in batches(*arguments):
-            scored.extend(map(str, batch.rows))
-            yield batch, logits
-
-    monkeypatch.setattr(ProcessRewardModel, "scored_batches", spy)
+    scored = killing.spy_on_passes(monkeypatch)
     assert score(folder, out, "--resume") == 0
     assert scored
     rows = solutions()

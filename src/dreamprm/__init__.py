@@ -13,23 +13,29 @@ if TYPE_CHECKING:
     from dreamprm.data.formats import load_questions, load_trajectories
     from dreamprm.data.trajectory import Trajectory
     from dreamprm.hypergradients import hypergradient
+    from dreamprm.inference.evaluate import evaluate
+    from dreamprm.inference.selection import select
     from dreamprm.models.reward_model import ProcessRewardModel
 
 _HOMES = {
     "ProcessRewardModel": "dreamprm.models.reward_model",
     "Trajectory": "dreamprm.data.trajectory",
+    "evaluate": "dreamprm.inference.evaluate",
     "hypergradient": "dreamprm.hypergradients",
     "load_questions": "dreamprm.data.formats",
     "load_trajectories": "dreamprm.data.formats",
+    "select": "dreamprm.inference.selection",
 }
 
 __all__ = [
     "ProcessRewardModel",
     "Trajectory",
     "UserError",
+    "evaluate",
     "hypergradient",
     "load_questions",
     "load_trajectories",
+    "select",
 ]
 
 

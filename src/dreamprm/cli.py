@@ -8,7 +8,16 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from dreamprm.commands import annotate, convert, hypergradients, score, train, validate
+from dreamprm.commands import (
+    annotate,
+    convert,
+    evaluate,
+    hypergradients,
+    score,
+    select,
+    train,
+    validate,
+)
 from dreamprm.errors import UserError
 
 _python_showwarning = warnings.showwarning
@@ -55,7 +64,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="dreamprm", description="Domain-reweighted process reward models, and kin."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (train, convert, validate, annotate, score, hypergradients):
+    for module in (
+        train,
+        convert,
+        validate,
+        annotate,
+        score,
+        select,
+        evaluate,
+        hypergradients,
+    ):
         module.add(commands)
     return parser
 

@@ -31,3 +31,11 @@ def add_existing(parser: argparse.ArgumentParser, what: str, where: str) -> None
         "--resume", action="store_true", help=f"continue {what} that was interrupted, if any"
     )
     existing.add_argument("--overwrite", action="store_true", help=f"replace what is in {where}")
+
+
+def add_scoring(parser: argparse.ArgumentParser) -> None:
+    """``--images`` and ``--max-tokens``."""
+    parser.add_argument("--images", default="require", help="require, skip_missing or ignore")
+    parser.add_argument(
+        "--max-tokens", type=int, default=8192, help="per batch, with padding (default: 8192)"
+    )

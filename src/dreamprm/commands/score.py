@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dreamprm.commands.arguments import Commands, add_existing
+from dreamprm.commands.arguments import Commands, add_existing, add_scoring
 
 
 def add(commands: Commands) -> None:
@@ -17,10 +17,7 @@ def add(commands: Commands) -> None:
         default="canonical",
         help="of DATA; auto: told by its first rows (default: canonical)",
     )
-    score.add_argument("--images", default="require", help="require, skip_missing or ignore")
-    score.add_argument(
-        "--max-tokens", type=int, default=8192, help="per batch, with padding (default: 8192)"
-    )
+    add_scoring(score)
     score.add_argument("--out", metavar="FILE", help="JSON Lines (default: standard output)")
     add_existing(score, "a scoring", "FILE")
     score.set_defaults(run=run)

@@ -52,9 +52,31 @@ def iterate_trajectories(
     return _checked(path, find_format(format, path).read(path), images)
 
 
-def load_questions(path: str | Path, images: str = "require") -> list[SelectionQuestion]:
-    """Reads a file of questions with candidates; see :func:`iterate_trajectories`."""
-    return list(_checked(Path(path), read_questions(Path(path)), images))
+def load_questions(
+    path: str | Path, images: str = "require", judged: bool = True
+) -> list[SelectionQuestion]:
+    """Reads a file of questions with candidates; see :func:`iterate_trajectories`.
+
+    Args:
+        path: of the file.
+        images: what a missing image means.
+        judged: whether it must be known of every candidate if it is right.
+
+    Raises:
+        UserError: the file is missing, empty or wrong.
+    """
+    rows = read_questions(Path(path))
+    return list(_checked(Path(path), _judged(rows) if judged else rows, images))
+
+
+def _judged(
+    rows: Iterable[tuple[str, SelectionQuestion]],
+) -> Iterator[tuple[str, SelectionQuestion]]:
+    for where, question in rows:
+        for number, candidate in enumerate(question.candidates, start=1):
+            if candidate.correct is None:
+                raise UserError(f"{where}: candidate {number} has no 'correct': true or false")
+        yield where, question
 
 
 def find_format(name: str, path: Path) -> Format:

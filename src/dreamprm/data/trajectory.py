@@ -91,11 +91,19 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of the solutions to choose from; ``domain`` is its source, where there are several."""
+    """One of the solutions to choose from.
+
+    Attributes:
+        steps: of the solution.
+        answer: its final answer; None where it gives none.
+        correct: whether that is right; None where unknown.
+        step_labels: as of a trajectory.
+        domain: its source, where there are several.
+    """
 
     steps: tuple[str, ...]
     answer: str | None
-    correct: bool
+    correct: bool | None
     step_labels: tuple[float | None, ...] | None = None
     domain: str = ""
 
@@ -160,7 +168,9 @@ class SelectionQuestion:
             record["answer"] = self.answer
         record["candidates"] = []
         for candidate in self.candidates:
-            row: dict[str, Any] = {"steps": list(candidate.steps), "correct": candidate.correct}
+            row: dict[str, Any] = {"steps": list(candidate.steps)}
+            if candidate.correct is not None:
+                row["correct"] = candidate.correct
             if candidate.answer is not None:
                 row["answer"] = candidate.answer
             if candidate.step_labels is not None:
@@ -194,15 +204,12 @@ def group_candidates(trajectories: Sequence[Trajectory]) -> list[SelectionQuesti
 def _candidate(item: Any) -> Candidate:
     if not isinstance(item, dict):
         raise UserError(f"a candidate is {type(item).__name__}, expected an object")
-    _check_keys(item, _CANDIDATE_KEYS, ("steps", "correct"))
-    correct = _boolean(item, "correct")
-    if correct is None:
-        raise UserError("correct is null, expected true or false")
+    _check_keys(item, _CANDIDATE_KEYS, ("steps",))
     steps = _steps(item["steps"])
     return Candidate(
         steps=steps,
         answer=_optional_text(item, "answer"),
-        correct=correct,
+        correct=_boolean(item, "correct"),
         step_labels=_labels(item.get("step_labels"), len(steps)),
         domain=_optional_text(item, "domain") or "",
     )

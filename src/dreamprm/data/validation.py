@@ -254,7 +254,9 @@ def _check_row(report: FileReport, where: str, row: Row, images: Images) -> None
             findings.add("error", "has no domain, which its weight is of", where)
     if isinstance(row, SelectionQuestion):
         correct = {candidate.correct for candidate in row.candidates}
-        if len(correct) == 1:
+        if None in correct:
+            findings.add("error", "a candidate has no 'correct': true or false", where)
+        elif len(correct) == 1:
             only = "right" if True in correct else "wrong"
             findings.add("warning", f"all candidates are {only}: nothing to choose", where)
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 
 from sklearn.metrics import roc_auc_score
 
-from dreamprm.data.trajectory import SelectionQuestion
+from dreamprm.data.trajectory import Candidate, SelectionQuestion
+from dreamprm.inference.aggregation import aggregate
+from dreamprm.inference.best_of_n import expected_vote, pass_at
+from dreamprm.inference.selection import answer_groups, first_best
 
 
 def auc(scores: Sequence[float], right: Sequence[bool]) -> float | None:
     """Area under the ROC curve; None where only one class is there."""
     return float(roc_auc_score(right, scores)) if len(set(right)) == 2 else None
-
-
-def aggregate(step_logits: Sequence[float]) -> float:
-    """The mean step logit of one solution; −∞ for a solution without steps."""
-    return math.fsum(step_logits) / len(step_logits) if step_logits else -math.inf
 
 
 def evaluate_selection(
@@ -40,38 +37,63 @@ def evaluate_selection(
         step labels, above 0.5 counting as right. None for what the data do not allow.
     """
     picked, random, possible, majority = [], [], [], []
-    voted = False
-    by_source: dict[str, list[bool]] = defaultdict(list)
     flat_scores: list[float] = []
     flat_right: list[bool] = []
     for question, logits in zip(questions, step_logits, strict=True):
-        candidates = question.candidates
-        right = [c.correct for c in candidates]
-        scores = [aggregate(steps) for steps in logits]
-        picked.append(right[scores.index(max(scores))])
+        right = correctness(question)
+        picked.append(right[first_best([aggregate(steps) for steps in logits])])
         random.append(sum(right) / len(right))
-        possible.append(any(right))
-        answers = [c.answer for c in candidates]
-        votes = Counter(answer for answer in answers if answer is not None)
-        voted = voted or bool(votes)
-        majority.append(bool(votes) and right[answers.index(votes.most_common(1)[0][0])])
-        for candidate, steps in zip(candidates, logits, strict=True):
-            by_source[candidate.domain].append(candidate.correct)
+        possible.append(pass_at(right, len(right)))
+        majority.append(majority_chance(question.candidates, len(right)))
+        for candidate, steps in zip(question.candidates, logits, strict=True):
             for label, logit in zip(candidate.step_labels or (), steps, strict=False):
                 if label is not None:
                     flat_scores.append(logit)
                     flat_right.append(label > 0.5)
-    sources = [
-        _mean(right) for name, right in by_source.items() if name and len(right) == len(questions)
-    ]
+    source = best_source(questions)
     return {
         "best_of_n": _mean(picked),
         "random_pick": _mean(random),
         "pass_at_n": _mean(possible),
-        "majority_vote": _mean(majority) if voted else None,
-        "best_source": max((s for s in sources if s is not None), default=None),
+        "majority_vote": _mean(majority) if has_answers(questions) else None,
+        "best_source": _mean(source[1]) if source else None,
         "step_auc": auc(flat_scores, flat_right),
     }
+
+
+def correctness(question: SelectionQuestion) -> list[bool]:
+    """Whether each candidate is right; one that is not known to be is not."""
+    return [bool(candidate.correct) for candidate in question.candidates]
+
+
+def has_answers(questions: Sequence[SelectionQuestion]) -> bool:
+    """Whether some candidate gives an answer, so that there is something to vote on."""
+    return any(c.answer is not None for question in questions for c in question.candidates)
+
+
+def majority_chance(candidates: Sequence[Candidate], n: int, seed: Sequence[int] = (0,)) -> float:
+    """The chance that the most frequent answer of a random n of the candidates is right.
+
+    Of answers equally frequent, the first in the order of the file; without any, it is wrong.
+    """
+    groups = answer_groups([candidate.answer for candidate in candidates])
+    right = [bool(c.correct) and g >= 0 for c, g in zip(candidates, groups, strict=True)]
+    return expected_vote([1.0] * len(right), groups, right, n, seed)
+
+
+def best_source(questions: Sequence[SelectionQuestion]) -> tuple[str, list[bool]] | None:
+    """The source that is right most often, and where; of those with one candidate a question.
+
+    The first by name of equals; None where no source has a name and answers every question once.
+    """
+    by_source: dict[str, list[bool]] = defaultdict(list)
+    for question in questions:
+        names = [candidate.domain for candidate in question.candidates]
+        for name, right in zip(names, correctness(question), strict=True):
+            if name and names.count(name) == 1:
+                by_source[name].append(right)
+    whole = [(n, right) for n, right in by_source.items() if len(right) == len(questions)]
+    return max(sorted(whole), key=lambda source: sum(source[1]), default=None)
 
 
 def _mean(values: Sequence[float]) -> float | None:

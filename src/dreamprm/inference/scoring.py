@@ -16,7 +16,7 @@ from dreamprm.data.formats import load_trajectories
 from dreamprm.data.rows import read_rows
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError, need_whole
-from dreamprm.inference.evaluation import aggregate
+from dreamprm.inference.aggregation import aggregate, probabilities, probability
 from dreamprm.journal import Journal, journal_path, write_whole
 from dreamprm.models.fingerprint import weights_digest
 from dreamprm.models.reward_model import SETTINGS_FILE, ProcessRewardModel
@@ -53,11 +53,7 @@ def score_file(
         UserError: there is no reward model, the data are wrong, or there is an output already.
     """
     need_whole("--max-tokens", max_tokens, 1)
-    folder = next(
-        (f for f in (Path(model), Path(model) / "model") if (f / SETTINGS_FILE).is_file()), None
-    )
-    if folder is None:
-        raise UserError(f"there is no reward model in {model}: expected a file {SETTINGS_FILE}")
+    folder = find_model(model)
     partial = _partial(out, resume, overwrite)
     rows = load_trajectories(data, format, images=images)
     if out is not None and resume and Path(out).exists() and not Path(f"{out}.partial").exists():
@@ -67,17 +63,54 @@ def score_file(
     prm = ProcessRewardModel.from_pretrained(folder)
     if partial and overwrite:
         partial.unlink(missing_ok=True)
-    journal = Journal(partial, _fingerprint(prm, rows, max_tokens)) if partial else None
+    journal = Journal(partial, fingerprint(prm, rows, max_tokens)) if partial else None
+    logits = journalled_logits(prm, rows, max_tokens, journal, "score")
+    lines = [_line(row, found) for row, found in zip(rows, logits, strict=True)]
+    if out is None or journal is None:
+        sys.stdout.writelines(line + "\n" for line in lines)
+        return
+    write_whole(out, lines)
+    journal.remove()
+
+
+def find_model(path: str) -> Path:
+    """The folder of a reward model: ``path``, or ``model`` in it.
+
+    Raises:
+        UserError: there is none.
+    """
+    for folder in (Path(path), Path(path) / "model"):
+        if (folder / SETTINGS_FILE).is_file():
+            return folder
+    raise UserError(f"there is no reward model in {path}: expected a file {SETTINGS_FILE}")
+
+
+def journalled_logits(
+    prm: ProcessRewardModel,
+    rows: Sequence[Trajectory],
+    max_tokens: int,
+    journal: Journal | None,
+    progress: str,
+) -> list[list[float]]:
+    """The logit of every step, each batch written down as it comes; what is there is not repeated.
+
+    Args:
+        prm: the reward model; moved to the GPU where there is one.
+        rows: the solutions; none of a solution without steps.
+        max_tokens: tokens per batch, padding included.
+        journal: of the batches; None to keep none.
+        progress: what the progress bar is called.
+    """
     prm.to("cuda" if torch.cuda.is_available() else "cpu")
     # A batch is a function of the data and the budget, so the batches that follow are the ones that
     # would have followed.
     batches = journal.pieces if journal else []
     logits = {int(row): found for batch in batches for row, found in batch.items()}
-    if logits:
-        log.info("%s continues after %d solutions", out, len(logits))
+    if journal and logits:
+        log.info("%s continues after %d solutions", journal.path, len(logits))
     tally = Tally()
     total = sum(bool(row.steps) for row in rows)
-    with progress_bar("score", total, "solution", initial=len(logits)) as bar:
+    with progress_bar(progress, total, "solution", initial=len(logits)) as bar:
         for batch, found in prm.scored_batches(rows, max_tokens, frozenset(logits)):
             if journal:
                 journal.add(dict(zip(map(str, batch.rows), found, strict=True)))
@@ -85,12 +118,22 @@ def score_file(
             tally.add(batch)
             bar.update(len(found))
     log.info("%s", tally)
-    lines = [_line(row, logits.get(i, [])) for i, row in enumerate(rows)]
-    if out is None or journal is None:
-        sys.stdout.writelines(line + "\n" for line in lines)
-        return
-    write_whole(out, lines)
-    journal.remove()
+    return [logits.get(i, []) for i in range(len(rows))]
+
+
+def fingerprint(
+    model: ProcessRewardModel, rows: Sequence[Trajectory], max_tokens: int
+) -> dict[str, Any]:
+    """What the scores are a function of; equal for equal weights and data, wherever they lie."""
+    solutions = hashlib.sha256()
+    for row in rows:
+        names = [path.name for path in row.images]
+        solutions.update(json.dumps([row.id, row.question, row.steps, names]).encode())
+    return {
+        "model": weights_digest(model, model.settings),
+        "solutions": solutions.hexdigest(),
+        "--max-tokens": max_tokens,
+    }
 
 
 def _fingerprint(
@@ -109,10 +152,8 @@ def _fingerprint(
 
 
 def _line(row: Trajectory, logits: list[float]) -> str:
-    scores = torch.tensor(logits, dtype=torch.float64).sigmoid().tolist()
-    total = torch.tensor(aggregate(logits), dtype=torch.float64).sigmoid().item()
-    line = {"id": row.id, "scores": scores, "aggregated": total if logits else None}
-    return json.dumps(line)
+    total = probability(aggregate(logits)) if logits else None
+    return json.dumps({"id": row.id, "scores": probabilities(logits), "aggregated": total})
 
 
 def _partial(out: str | None, resume: bool, overwrite: bool) -> Path | None:

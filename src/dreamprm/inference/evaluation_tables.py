@@ -1,0 +1,129 @@
+"""The tables that ``dreamprm evaluate`` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dreamprm.inference.aggregation import VOTE
+from dreamprm.inference.tables import table
+
+BASELINES = {
+    "random_pick": "random pick",
+    "longest": "longest",
+    "shortest": "shortest",
+    "majority_vote": "majority vote",
+    "best_source": "best source, in hindsight",
+    "pass_at_n": "pass@N, the ceiling",
+}
+STEP_COLUMNS = {
+    "auc": "AUC",
+    "processbench_f1": "first error F1",
+    "macro_f1": "macro F1",
+    "ece": "ECE",
+    "brier": "Brier",
+}
+
+
+def evaluation_tables(result: dict[str, Any]) -> str:
+    """Every number that a reader wants first; the JSON object holds the others.
+
+    Args:
+        result: of ``dreamprm.inference.evaluate.evaluate``.
+    """
+    parts = []
+    first = result["settings"]["aggregations"][0]
+    for data in result["selection"]:
+        parts += _selection(data, result["models"])
+        parts += _comparisons(data, (first, f"{VOTE}+{first}"))
+    for data in result["steps"]:
+        parts += _steps(data)
+    return "\n\n".join(parts)
+
+
+def _selection(data: dict[str, Any], models: list[str]) -> list[str]:
+    few, many = data["candidates"]
+    count = f"{few}" if few == many else f"{few} to {many}"
+    title = (
+        f"{data['name']}: accuracy of the pick among N of {count} candidates, "
+        f"{data['questions']:,} questions"
+    )
+    rows = [
+        [label + (f" ({found['source']})" if "source" in found else ""), *_accuracies(found)]
+        for key, label in BASELINES.items()
+        if (found := data["baselines"].get(key)) is not None
+    ]
+    for model in models:
+        prefix = f"{model}: " if len(models) > 1 else ""
+        for rule, found in data["models"][model]["rules"].items():
+            rows.append([prefix + rule, *_accuracies(found)])
+    tables = [f"{title}:", table(["pick", *(f"N = {n}" for n in data["n"])], rows)]
+    drawn = [n for n, exact in zip(data["n"], data["exact_votes"], strict=True) if not exact]
+    if drawn:
+        numbers = ", ".join(map(str, drawn))
+        tables.append(
+            f"Votes at N = {numbers} are over subsets drawn at random; all else is exact."
+        )
+    return tables
+
+
+def _accuracies(found: dict[str, Any]) -> list[str]:
+    """One cell per N, the last with its interval."""
+    cells = [f"{value:.3f}" for value in found["accuracy"]]
+    cells[-1] += _interval(found["low"][-1], found["high"][-1])
+    return cells
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+
+
+def _comparisons(data: dict[str, Any], rules: tuple[str, ...]) -> list[str]:
+    rows = [
+        [
+            pair["first"],
+            pair["rule"],
+            BASELINES.get(pair["second"], pair["second"]),
+            f"{pair['difference']:+.3f}{_interval(pair['low'], pair['high'])}",
+            "–" if pair["p_bootstrap"] is None else f"{pair['p_bootstrap']:.3f}",
+            f"{pair['only_first']} : {pair['only_second']}",
+            f"{pair['p_mcnemar']:.3f}",
+        ]
+        for pair in data["comparisons"]
+        if pair["rule"] in rules
+    ]
+    if not rows:
+        return []
+    header = ["model", "by", "against", "difference", "p, bootstrap", "right alone", "p, McNemar"]
+    return [f"{data['name']}, of all candidates, question by question:", table(header, rows, 3)]
+
+
+def _steps(data: dict[str, Any]) -> list[str]:
+    rows = []
+    for model, found in data["models"].items():
+        domains = found["domains"] if len(found["domains"]) > 1 else {}
+        for name, numbers in [*domains.items(), ("all", found["total"])]:
+            rows.append(
+                [
+                    model,
+                    name,
+                    f"{numbers['solutions']:,}",
+                    f"{numbers['steps']:,}",
+                    f"{numbers['share_right']:.3f}",
+                    *(_metric(numbers[key]) for key in STEP_COLUMNS),
+                ]
+            )
+        if domains:
+            means = [found["mean"].get(key) for key in STEP_COLUMNS]
+            cells = ["–" if value is None else f"{value:.3f}" for value in means]
+            rows.append([model, "mean of domains", "", "", "", *cells])
+    header = ["model", "domain", "solutions", "steps", "right", *STEP_COLUMNS.values()]
+    thresholds = {found["threshold"] for found in data["models"].values()}
+    shown = ", ".join(f"{threshold:.3g}" for threshold in sorted(thresholds))
+    title = f"{data['name']}: step scores against step labels (right above {shown}):"
+    return [title, table(header, rows, 2)]
+
+
+def _metric(found: dict[str, Any]) -> str:
+    if found["value"] is None:
+        return "–"
+    return f"{found['value']:.3f}{_interval(found['low'], found['high'])}"

@@ -1,0 +1,88 @@
+"""What models are evaluated on: files, or what a run held out for its test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreamprm.config import load_config
+from dreamprm.data.formats import load_questions, load_trajectories
+from dreamprm.data.sources import load_data
+from dreamprm.data.trajectory import SelectionQuestion, Trajectory, group_candidates
+from dreamprm.errors import UserError
+from dreamprm.inference.selecting import holds_candidates
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Questions to select from, or solutions with step labels.
+
+    Attributes:
+        name: for people, unique among those of its kind.
+        path: where it comes from.
+        questions: with candidates that are right or wrong; empty where there are none.
+        rows: the solutions.
+    """
+
+    name: str
+    path: str
+    questions: list[SelectionQuestion]
+    rows: list[Trajectory]
+
+
+def selection_file(path: str, format: str = "canonical", images: str = "require") -> DataSet:
+    """Questions with candidates, or trajectories with outcomes, those of one question together.
+
+    Raises:
+        UserError: the file is missing, empty or wrong, or nothing in it has an outcome.
+    """
+    if format == "canonical" and holds_candidates(Path(path)):
+        questions = load_questions(path, images=images)
+    else:
+        questions = group_candidates(load_trajectories(path, format, images=images))
+        if not questions:
+            raise UserError(f"{path}: no solution has an outcome, by which picks are judged")
+    return DataSet(Path(path).stem, path, questions, _rows(questions))
+
+
+def steps_file(path: str, format: str = "canonical", images: str = "require") -> DataSet:
+    """Trajectories with step labels, or the candidates of questions.
+
+    Raises:
+        UserError: the file is missing, empty or wrong, or no step has a label.
+    """
+    if format == "canonical" and holds_candidates(Path(path)):
+        rows = _rows(load_questions(path, images=images, judged=False))
+    else:
+        rows = load_trajectories(path, format, images=images)
+    if not any(row.has_labels for row in rows):
+        raise UserError(f"{path}: no step has a label, which step metrics are of")
+    return DataSet(Path(path).stem, path, [], rows)
+
+
+def test_set(run: str) -> DataSet:
+    """The questions that a run was tested on, by its ``config.yaml``.
+
+    Raises:
+        UserError: it is no run, it has no test set, or its data are no longer there.
+    """
+    folder = Path(run)
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{run} holds no {CONFIG_FILE}, its test set is not known: give --selection or --steps"
+        )
+    config = load_config(str(folder / CONFIG_FILE), [])
+    if config.data.synthetic.domains:
+        # As it was written when the run began; load_data would write it anew.
+        questions = load_questions(folder / "synthetic" / "test.jsonl", images=config.data.images)
+    else:
+        questions = load_data(config.data, folder, config.seed).test
+    if not questions:
+        raise UserError(f"{run} has no test set: give --selection or --steps")
+    return DataSet("test", run, questions, _rows(questions))
+
+
+def _rows(questions: list[SelectionQuestion]) -> list[Trajectory]:
+    return [row for question in questions for row in question.trajectories()]
