@@ -234,9 +234,9 @@ class _Batches:
         while True:
             yield self.batch
 
-    def recent(self, batches: int, size: int) -> Any:
+    def recent(self, batches: int, size: int) -> list[Any]:
         """A part of it."""
-        return self.setting.batch(replace(self.shape, batch=size))
+        return [self.setting.batch(replace(self.shape, batch=size))]
 
 
 def seconds(

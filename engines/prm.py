@@ -231,7 +231,7 @@ def train_batches(
     """
     size = config.lower.batch_size // config.lower.accumulate
     if config.lower.max_tokens is not None:
-        lengths = [len(encode.tokens(row)[0]) for row in rows]
+        lengths = [_tokens(encode, row, config.lower.max_tokens) for row in rows]
         filled = TokenBatchStream(rows, lengths, config.lower.max_tokens, size, encode, config.seed)
         log.info("batches filled by tokens: %.1f %% padding", 100 * filled.padding())
         return filled
@@ -240,6 +240,22 @@ def train_batches(
     if fits is not None:
         stream.indices(0)  # what fits nowhere is found before the run begins
     return stream
+
+
+def _tokens(encode: Encoder, row: Trajectory, most: int) -> int:
+    """The tokens of a solution in a batch, in all of its rows.
+
+    Raises:
+        UserError: they are more than a batch may have.
+    """
+    found = encode.rows(row)
+    tokens = len(found) * max(len(ids) for ids, _ in found)
+    if tokens > most:
+        raise UserError(
+            f"training solution {row.id!r} is {len(found)} rows of at most {tokens // len(found)} "
+            f"tokens, which lower.max_tokens={most} cannot hold"
+        )
+    return tokens
 
 
 def meta_batches(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -132,8 +132,8 @@ class Problem(ImplicitProblem):
 
         It then steps the scheduler, calls ``grad_callback`` and counts a step at every one of
         them, and an upper problem accumulates over lower parameters that move in between. Here
-        the loss of a step is the mean of those of its micro-batches, which count alike, and so is
-        the v of its hypergradient: one for all of them.
+        the loss of a step is the mean of those of its micro-batches, by their sizes, and so is the
+        v of its hypergradient: one for all of them.
 
         Args:
             batch: betty's last one to take its step again; None for new ones.
@@ -145,10 +145,11 @@ class Problem(ImplicitProblem):
         if self._parents and STEPS in self._method.needs:
             self._history.random = RandomState.now(parameters)
         stats, vectors = [], None
-        for each in self.batches:
+        shares = self.shares(self.batches)
+        for each, share in zip(self.batches, shares, strict=True):
             loss, numbers = self.get_loss(each)
             stats.append(numbers)
-            vectors = self._backward(loss / len(self.batches), parameters, vectors)
+            vectors = self._backward(loss * share, parameters, vectors)
         for path, vector in zip(self._paths, vectors or (), strict=True):
             self.set_grads(parameters, self._through(path, vector))
         if self.is_implemented("grad_callback"):
@@ -157,7 +158,16 @@ class Problem(ImplicitProblem):
         if self.is_implemented("param_callback"):
             self.param_callback()
         self.zero_grad()
-        return _mean(stats)
+        return _mean(stats, shares)
+
+    def size_of(self, batch: Any) -> int:
+        """What a batch counts beside the other micro-batches of a step; for subclasses."""
+        return 1
+
+    def shares(self, batches: Sequence[Any]) -> list[float]:
+        """What each of several micro-batches counts; 1 in sum."""
+        sizes = [self.size_of(batch) for batch in batches]
+        return [size / sum(sizes) for size in sizes]
 
     def get_loss(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """As betty's, and stops at a loss that is not finite instead of training on.
@@ -277,7 +287,7 @@ class Problem(ImplicitProblem):
                 f"hypergradient_batch_size of problem {self.name!r} needs a loader with recent(), "
                 "as BatchStream has"
             )
-        return [to_device(recent(len(self.batches), size), self.device)]
+        return to_device(recent(len(self.batches), size), self.device)
 
     def _point(self, above: Problem, upper_loss: Loss | None, batches: list[Any]) -> Point:
         needs = self._method.needs
@@ -337,10 +347,11 @@ def _take(grads: Iterator[Tensor | None], like: list[nn.Parameter]) -> list[Tens
     return [next(grads) for _ in like]
 
 
-def _mean(stats: list[dict[str, Any]]) -> dict[str, Any]:
+def _mean(stats: list[dict[str, Any]], shares: list[float]) -> dict[str, Any]:
     """The numbers of several micro-batches as those of one; what is no number is the last one's."""
     mean = dict(stats[-1])
     for name, value in mean.items() if len(stats) > 1 else ():
         if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1):
-            mean[name] = sum(float(each[name]) for each in stats) / len(stats)
+            pairs = zip(stats, shares, strict=True)
+            mean[name] = sum(float(each[name]) * share for each, share in pairs)
     return mean

@@ -40,6 +40,10 @@ class PRMFineTuning(ReweightedProblem):
             raise UserError(unknown_name("step loss", step_loss, STEP_LOSSES))
         self.step_loss = STEP_LOSSES[step_loss]
 
+    def size_of(self, batch: dict[str, Any]) -> int:
+        """Its solutions."""
+        return len(batch["outcome"])
+
     def sample_losses(self, batch: dict[str, Any]) -> Tensor:
         """The loss of every solution, [b]."""
         mask = batch["label_mask"]
@@ -77,6 +81,10 @@ class DomainWeighting(WeightingProblem):
                     f"it has {', '.join(known) or 'none'}"
                 )
             need_positive(name, self.options[name])
+
+    def size_of(self, batch: dict[str, Any]) -> int:
+        """Its solutions."""
+        return len(batch["outcome"])
 
     def training_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The meta loss, and for the logs the share of the batch's solutions ranked right."""

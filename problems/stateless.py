@@ -61,7 +61,10 @@ class StatelessLoss(nn.Module):
         step = problem.training_step_exec if self._autocast else problem.training_step
         found = [step(batch) for batch in self._batches]
         losses = [loss["loss"] if isinstance(loss, dict) else loss for loss in found]
-        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        if len(losses) == 1:
+            return losses[0]
+        shares = losses[0].new_tensor(problem.shares(self._batches))
+        return torch.stack(losses) @ shares
 
     def of(self, lower_params: list[Tensor], upper_params: list[Tensor]) -> Tensor:
         """The loss at these parameters."""

@@ -66,6 +66,38 @@ def test_micro_batches_are_one_batch(method: str) -> None:
         assert torch.allclose(found, expected, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.parametrize("method", ["t1t2", "darts", "unrolled"])
+def test_micro_batches_of_other_sizes_are_one_batch(method: str) -> None:
+    """As batches that are filled by tokens are."""
+
+    class Sized(Regression):
+        def size_of(self, batch: Any) -> int:
+            return len(batch["y"])
+
+    class Uneven(Sized):
+        def get_batch(self) -> Any:
+            if not getattr(self, "rest", None):
+                batch = super().get_batch()
+                self.rest = [{k: v[a:b] for k, v in batch.items()} for a, b in ((2, 16), (0, 2))]
+            return self.rest.pop()
+
+    kept = []
+    for lower, micro_batches in ((Sized, 1), (Uneven, 2)):
+        torch.manual_seed(0)
+        engine = toy(
+            steps=4,
+            method=method,
+            lower=lower,
+            upper=Keeping,
+            problem={"gradient_accumulation": micro_batches},
+            optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
+        )
+        engine.run()
+        kept.append([*engine.upper.kept, *(p.detach() for p in engine.lower.module.parameters())])
+    for found, expected in zip(*kept, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-7, atol=1e-10)
+
+
 def test_logged_numbers_are_means_over_the_micro_batches() -> None:
     losses: list[list[float]] = []
 

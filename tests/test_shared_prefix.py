@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from dreamprm.config import ModelConfig, TinyConfig
+from dreamprm.data import encoding
+from dreamprm.data.images import read_image
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.models.build import build_model
 from dreamprm.models.families import FAMILIES
@@ -188,3 +190,18 @@ def test_only_full_attention_can_share(case: Case, monkeypatch: pytest.MonkeyPat
     for a, b in zip(model.step_logits(rows), expected, strict=True):
         assert torch.allclose(torch.tensor(a), torch.tensor(b), rtol=0, atol=1e-5)
     assert sum(a for a, _ in seen) == sum(bool(row.steps) for row in rows)
+
+
+def test_images_that_fit_no_cache_are_read_once_for_tokens_and_once_for_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row for row in solutions(tmp_path, images=True) if len(row.images) == 2]
+    assert len(rows) > 4
+    config = ModelConfig("tiny-qwen2-vl", tiny=TinyConfig(32, 1, 2, 1, 300))
+    model = build_model(config, rows, seed=0)
+    reads: list[Path] = []
+    monkeypatch.setattr(encoding, "IMAGE_CACHE_BYTES", 1)
+    monkeypatch.setattr(encoding, "read_image", lambda path: reads.append(path) or read_image(path))
+    list(model.scored_batches(rows, 10**6))
+    questions = len({row.question for row in rows})
+    assert sorted(map(reads.count, set(reads))) == [1 + questions] * 2

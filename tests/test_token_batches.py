@@ -63,7 +63,15 @@ def test_the_order_is_a_function_of_seed_and_position() -> None:
     second.load_state_dict(first.state_dict())
     assert list(itertools.islice(second, 130)) == whole[170:]
     assert list(itertools.islice(stream(4), 5)) != whole[:5]
-    assert first.recent(1, 3) == whole[169][:3]
+    last = [item for batch in whole[167:170] for item in batch]
+    recent = first.recent(3, len(last) // 2)
+    drawn = [item for batch in recent for item in batch]
+    assert len(drawn) == len(set(drawn)) == len(last) // 2
+    assert set(drawn) <= set(last)
+    # Of every length that there is, and as full as any batch.
+    assert all(set(batch) & set(drawn) for batch in whole[167:170])
+    assert all(len(batch) * max(LENGTHS[i] for i in batch) <= 800 for batch in recent)
+    assert second.recent(3, 4) != first.recent(3, 4)
 
 
 def test_an_item_that_never_fits_is_refused() -> None:
@@ -92,3 +100,18 @@ def test_in_a_run(tmp_path: Path) -> None:
     for batch in engine.lower.batches:
         assert batch["inputs"]["input_ids"].numel() <= 200
         assert len(batch["domain"]) <= 8
+
+
+def test_every_prefix_of_a_solution_counts(tmp_path: Path) -> None:
+    base = ["steps=2", "unroll_steps=1", "device=cpu", "data.sampling=proportional"]
+    base += ["data.synthetic.solutions=10", "data.synthetic.meta=8", "data.synthetic.questions=2"]
+    base += ["model.readout=prefix", "data.max_tokens=100", f"out={tmp_path}"]
+    config = load_config("demo", [*base, "lower.max_tokens=600"])
+    data = load_data(config.data, tmp_path, 0)
+    engine = build_engine(config, data, tmp_path / "run")
+    engine.run()
+    ids = [batch["inputs"]["input_ids"] for batch in engine.lower.batches]
+    assert all(200 < x.numel() <= 600 for x in ids)
+    config = load_config("demo", [*base, "lower.max_tokens=100"])
+    with pytest.raises(UserError, match=r"rows of at most \d+ tokens, which lower.max_tokens=100"):
+        build_engine(config, data, tmp_path / "other")

@@ -136,18 +136,25 @@ class BatchStream:
 
     def __iter__(self) -> Iterator[Any]:
         while True:
-            batch = [self.items[index] for index in self.indices(self.position)]
+            indices = self.indices(self.position)
             self.position += 1
-            yield self.collate(batch)
+            yield self._collated(indices)
 
-    def recent(self, batches: int, size: int) -> Any:
-        """One batch of the first ``size`` items, or all, of the last ``batches`` batches.
+    def recent(self, batches: int, size: int) -> list[Any]:
+        """The first ``size`` items, or all, of the last ``batches`` batches, in batches no larger.
 
-        It has groups in the same shares as they.
+        They have groups in the same shares as those.
         """
+        items = self._recent(batches)[:size]
+        parts = range(0, len(items), self.batch_size)
+        return [self._collated(items[start : start + self.batch_size]) for start in parts]
+
+    def _recent(self, batches: int) -> list[int]:
         first = max(0, self.position - batches)
-        items = [i for position in range(first, self.position) for i in self.indices(position)]
-        return self.collate([self.items[index] for index in items[:size]])
+        return [i for position in range(first, self.position) for i in self.indices(position)]
+
+    def _collated(self, indices: Sequence[int]) -> Any:
+        return self.collate([self.items[index] for index in indices])
 
     def state_dict(self) -> dict[str, int]:
         """The place in the order."""

@@ -55,6 +55,7 @@ class Encoder:
             OrderedDict()
         )
         self._image_bytes = 0
+        self._tokens: dict[tuple[Path, bool], list[int]] = {}
 
     def tokens(self, trajectory: Trajectory) -> tuple[list[int], list[int]]:
         """Token ids of a trajectory's longest row and the positions of the scores in it.
@@ -75,8 +76,7 @@ class Encoder:
                 f"trajectory {trajectory.id!r} has images, but the backbone reads text only; "
                 "set data.images=ignore to train on the text alone"
             )
-        images = [ids for ids, _ in self._images_of(trajectory)]
-        return self._rows(trajectory, images)
+        return self._rows(trajectory, self._image_tokens(trajectory))
 
     def prompt(self, question: Trajectory) -> tuple[list[int], list[dict[str, Tensor]]]:
         """What a generator answers: a user turn of the chat template, its steps left out.
@@ -90,15 +90,18 @@ class Encoder:
             UserError: an image is missing or cannot be read, or the backbone reads no images.
         """
         ids = self.rows(replace(question, steps=()))[-1][0]
-        read = self._images_of(question)
         if self.tokenizer.chat_template:
-            ids = self._rows.user_turn(question.question, [tokens for tokens, _ in read])
-        return ids, [tensors for _, tensors in read]
+            ids = self._rows.user_turn(question.question, self._image_tokens(question))
+        return ids, self._image_tensors(question)
 
-    def __call__(self, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    def __call__(self, trajectories: Sequence[Trajectory], pixels: bool = True) -> dict[str, Any]:
         """One batch of b trajectories in R rows, of L tokens and S steps at most.
 
         A trajectory is one row, and in the layout ``prefixes`` as many as it has steps.
+
+        Args:
+            trajectories: of the batch.
+            pixels: whether ``inputs`` has what the images' family adds.
 
         Returns:
             ``inputs``: what the backbone takes (``input_ids`` and ``attention_mask`` [R, L],
@@ -137,11 +140,11 @@ class Encoder:
                     label_mask[index, column] = True
             questions.setdefault(trajectory.question_key, len(questions))
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if self.images is not None:
+        if self.images is not None and pixels:
             images = [
-                [tensors for _, tensors in self._images_of(trajectory)]
+                tensors
                 for trajectory, of_one in zip(trajectories, encoded, strict=True)
-                for _ in of_one
+                for tensors in [self._image_tensors(trajectory)] * len(of_one)
             ]
             inputs |= self.images.inputs(input_ids, images)
         return {
@@ -161,31 +164,48 @@ class Encoder:
     def _domain(self, trajectory: Trajectory) -> int:
         return self.domains.index(trajectory.domain) if trajectory.domain in self.domains else -1
 
-    def _images_of(self, trajectory: Trajectory) -> list[tuple[list[int], dict[str, Tensor]]]:
-        try:
-            return [self._image(path, len(trajectory.images) == 1) for path in trajectory.images]
-        except UserError as error:
-            raise UserError(f"trajectory {trajectory.id!r}: {error}") from error
+    def _image_tokens(self, trajectory: Trajectory) -> list[list[int]]:
+        """The tokens of each image, which stay known when its tensors are forgotten."""
+        return [
+            self._tokens[path, alone]
+            if (path, alone) in self._tokens
+            else self._image(path, alone, trajectory)[0]
+            for path, alone in _images_of(trajectory)
+        ]
 
-    def _image(self, path: Path, alone: bool) -> tuple[list[int], dict[str, Tensor]]:
+    def _image_tensors(self, trajectory: Trajectory) -> list[dict[str, Tensor]]:
+        """The tensors of each image."""
+        return [self._image(path, alone, trajectory)[1] for path, alone in _images_of(trajectory)]
+
+    def _image(
+        self, path: Path, alone: bool, trajectory: Trajectory
+    ) -> tuple[list[int], dict[str, Tensor]]:
         """The tokens and tensors of one image file, from the cache where they are there."""
         key = path, alone
         if key in self._read:
             self._read.move_to_end(key)
             return self._read[key]
-        image = read_image(path)
         try:
+            image = read_image(path)
             text, tensors = self.images.read(image, alone)  # type: ignore[union-attr]
+        except UserError as error:
+            raise UserError(f"trajectory {trajectory.id!r}: {error}") from error
         except ValueError as error:  # a shape that the processor refuses, such as 10000 × 10
             raise UserError(
-                f"the image processor refuses {path} of {image.width} x {image.height} pixels: "
-                f"{error}"
+                f"trajectory {trajectory.id!r}: the image processor refuses {path} of "
+                f"{image.width} x {image.height} pixels: {error}"
             ) from error
         self._read[key] = entry = self._rows.special(text), tensors
+        self._tokens[key] = entry[0]
         self._image_bytes += _size(entry)
         while self._image_bytes > IMAGE_CACHE_BYTES and len(self._read) > 1:
             self._image_bytes -= _size(self._read.popitem(last=False)[1])
         return entry
+
+
+def _images_of(trajectory: Trajectory) -> list[tuple[Path, bool]]:
+    """Each image, and whether it is the only one."""
+    return [(path, len(trajectory.images) == 1) for path in trajectory.images]
 
 
 def _size(entry: tuple[list[int], dict[str, Tensor]]) -> int:

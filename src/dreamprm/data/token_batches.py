@@ -56,6 +56,16 @@ class TokenBatchStream(BatchStream):
         epoch = int(np.searchsorted(self._starts, position, side="right")) - 1
         return self._plan(epoch)[position - self._starts[epoch]]
 
+    def recent(self, batches: int, size: int) -> list[Any]:
+        """``size`` items, or all, drawn from the last ``batches`` batches, in batches as full.
+
+        A batch is of one length, and its first items are its longest: these would be others.
+        """
+        items = np.array(self._recent(batches))
+        rng = np.random.default_rng((self.seed, self.position, size))
+        drawn = rng.permutation(items)[:size]
+        return [self._collated(batch) for batch in self._filled(drawn)]
+
     def padding(self) -> float:
         """The share of padding among the tokens of the first epoch."""
         padded = sum(len(batch) * self.lengths[batch].max() for batch in self._plan(0))
@@ -65,15 +75,17 @@ class TokenBatchStream(BatchStream):
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.items))
         size = WINDOW * max(1, min(self.batch_size, self.max_tokens // int(self.lengths.mean())))
-        batches: list[list[int]] = []
-        for start in range(0, len(order), size):
-            window = order[start : start + size]
-            batch: list[int] = []
-            for index in window[np.argsort(-self.lengths[window], kind="stable")].tolist():
-                full = (len(batch) + 1) * self.lengths[(batch or [index])[0]] > self.max_tokens
-                if full or len(batch) == self.batch_size:
-                    batches.append(batch)
-                    batch = []
-                batch.append(index)
-            batches.append(batch)
+        windows = [order[start : start + size] for start in range(0, len(order), size)]
+        batches = [batch for window in windows for batch in self._filled(window)]
         return [batches[i] for i in rng.permutation(len(batches))]
+
+    def _filled(self, items: np.ndarray) -> list[list[int]]:
+        """Items cut into batches, longest first."""
+        batches: list[list[int]] = [[]]
+        for index in items[np.argsort(-self.lengths[items], kind="stable")].tolist():
+            batch = batches[-1]
+            full = (len(batch) + 1) * self.lengths[(batch or [index])[0]] > self.max_tokens
+            if full or len(batch) == self.batch_size:
+                batches.append([])
+            batches[-1].append(index)
+        return batches

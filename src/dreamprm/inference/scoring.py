@@ -58,7 +58,7 @@ def score_file(
     rows = load_trajectories(data, format, images=images)
     if out is not None and resume and Path(out).exists() and not Path(f"{out}.partial").exists():
         _refuse_another(Path(out), rows)
-        log.info("%s is complete", out)
+        log.warning("%s is complete; of which model is not looked at: --overwrite scores anew", out)
         return
     prm = ProcessRewardModel.from_pretrained(folder)
     if partial and overwrite:
@@ -125,30 +125,27 @@ def fingerprint(
     model: ProcessRewardModel, rows: Sequence[Trajectory], max_tokens: int
 ) -> dict[str, Any]:
     """What the scores are a function of; equal for equal weights and data, wherever they lie."""
-    solutions = hashlib.sha256()
+    solutions, reading = hashlib.sha256(), hashlib.sha256()
+    digests = {path: _digest_of(path) for row in rows for path in row.images}
     for row in rows:
-        names = [path.name for path in row.images]
-        solutions.update(json.dumps([row.id, row.question, row.steps, names]).encode())
+        images = [digests[path] for path in row.images]
+        solutions.update(json.dumps([row.id, row.question, row.steps, images]).encode())
+    tokenizer: Any = model.tokenizer
+    for part in (tokenizer.get_vocab(), tokenizer.chat_template, model.backbone.config.to_dict()):
+        reading.update(json.dumps(part, sort_keys=True, default=str).encode())
+    if model.image_processor is not None:
+        reading.update(model.image_processor.to_json_string().encode())
     return {
         "model": weights_digest(model, model.settings),
+        "tokenizer, image processor or config": reading.hexdigest(),
         "solutions": solutions.hexdigest(),
         "--max-tokens": max_tokens,
     }
 
 
-def _fingerprint(
-    model: ProcessRewardModel, rows: Sequence[Trajectory], max_tokens: int
-) -> dict[str, Any]:
-    """What the scores are a function of; equal for equal weights and data, wherever they lie."""
-    solutions = hashlib.sha256()
-    for row in rows:
-        names = [path.name for path in row.images]
-        solutions.update(json.dumps([row.id, row.question, row.steps, names]).encode())
-    return {
-        "model": weights_digest(model, model.settings),
-        "solutions": solutions.hexdigest(),
-        "--max-tokens": max_tokens,
-    }
+def _digest_of(path: Path) -> str | None:
+    """Of a file's bytes; None where there is none, of which the encoder says what is wrong."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _line(row: Trajectory, logits: list[float]) -> str:

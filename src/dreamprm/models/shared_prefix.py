@@ -47,7 +47,7 @@ def encode_groups(encode: Encoder, groups: Sequence[Sequence[Trajectory]]) -> di
         ``attention_mask``; and ``prefixes``: ``inputs`` of one solution a group, ``owner`` [b],
         the group of each solution, and ``lengths`` [groups], of the prefixes in tokens.
     """
-    batch = encode([row for group in groups for row in group])
+    batch = encode([row for group in groups for row in group], pixels=False)
     inputs = {name: batch["inputs"][name] for name in ("input_ids", "attention_mask")}
     owner = torch.tensor([g for g, group in enumerate(groups) for _ in group])
     first = torch.searchsorted(owner, torch.arange(len(groups)))
