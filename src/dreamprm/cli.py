@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from dreamprm.commands import hypergradients, score, train
+from dreamprm.commands import hypergradients, report, score, train
 from dreamprm.errors import UserError
 
 _python_showwarning = warnings.showwarning
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="dreamprm", description="Domain-reweighted process reward models, and kin."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (train, score, hypergradients):
+    for module in (train, score, report, hypergradients):
         module.add(commands)
     return parser
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch.utils.tensorboard import SummaryWriter
 
+from dreamprm.errors import UserError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -49,7 +51,23 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's ``metrics.jsonl``; a last line that was cut off is left out."""
+    """The rows of a run's ``metrics.jsonl``; a last line that was cut off is left out.
+
+    Raises:
+        UserError: a line is no object of numbers with a ``step``; the message names it.
+    """
     path = folder / METRICS_FILE
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return [_row(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def _row(line: str, where: str) -> dict[str, float]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON: {error.msg}") from error
+    if not isinstance(row, dict) or not all(isinstance(v, int | float) for v in row.values()):
+        raise UserError(f"{where}: expected an object of numbers")
+    if "step" not in row:
+        raise UserError(f"{where}: has no 'step'")
+    return row
