@@ -8,8 +8,8 @@ from typing import Any
 
 from dreamprm.inference.tables import COLUMNS
 from dreamprm.reporting.content import Cell, Plot, Table, number, plot_of
-from dreamprm.reporting.evaluation import Evaluation, ModelEvaluation
-from dreamprm.reporting.outcome import EvaluationSection, evaluation_section
+from dreamprm.reporting.evaluation import Evaluation
+from dreamprm.reporting.judgement import EvaluationSection, evaluation_section
 from dreamprm.reporting.plots import Line
 from dreamprm.reporting.run import Run, series
 from dreamprm.reporting.training import STEP
@@ -44,21 +44,15 @@ def compare(runs: Sequence[Run], evaluation: Evaluation | None = None) -> Compar
 
     Args:
         runs: two or more.
-        evaluation: of their models; without it, the runs' own evaluations are taken together.
+        evaluation: of their models, on the same data.
     """
     labels = labels_of(runs)
-    own: dict[str, ModelEvaluation] = {}
-    for label, run in zip(labels, runs, strict=True):
-        for model, found in (run.evaluation.models if run.evaluation else {}).items():
-            several = run.evaluation is not None and len(run.evaluation.models) > 1
-            own[f"{label}: {model}" if several else label] = found
-    merged = evaluation or (Evaluation(own) if own else None)
     return Comparison(
         _outcomes(labels, runs),
         _weights(labels, runs),
         _plots(labels, runs),
         _differences(labels, runs),
-        evaluation_section(merged) if merged else None,
+        evaluation_section(evaluation) if evaluation else None,
     )
 
 

@@ -15,7 +15,8 @@ from dreamprm.errors import UserError
 from dreamprm.reporting.comparison import compare, labels_of
 from dreamprm.reporting.content import Number
 from dreamprm.reporting.evaluation import read_evaluation
-from dreamprm.reporting.outcome import evaluation_section, outcome_section
+from dreamprm.reporting.judgement import evaluation_section
+from dreamprm.reporting.outcome import outcome_section
 from dreamprm.reporting.repeat import repeat_section
 from dreamprm.reporting.run import Run, read_run
 from dreamprm.reporting.training import training_section, weights_section

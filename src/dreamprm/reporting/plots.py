@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 from dreamprm.reporting.svg import MUTED, inline_svg, series_colour
 
 POINTS = 300  # of a line at most
-NAME_LENGTH = 24  # of a name in a legend
+NAME_LENGTH = 26  # of a name in a legend
 # Beside the colour, so that it is not the only difference.
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = "os^Dv<>P"
@@ -125,9 +125,9 @@ def line_plot(
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.xaxis.set_minor_locator(NullLocator())
         elif not unit_square:
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         if not unit_square:
-            axes.yaxis.set_major_locator(MaxNLocator(6))
+            axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
             formatter = ScalarFormatter(useOffset=False)
             formatter.set_powerlimits((-3, 5))
             axes.yaxis.set_major_formatter(formatter)
@@ -136,8 +136,8 @@ def line_plot(
         if len(handles) > 1 or levels:
             figure.legend(handles, names, loc="outside lower left", ncols=2, columnspacing=1.2)
 
-    height = (4.6 if unit_square else 3.1) + 0.24 * rows
-    return inline_svg(name, label, draw, (6.0, height))
+    height = (4.2 if unit_square else 2.9) + 0.23 * rows
+    return inline_svg(name, label, draw, (5.4, height))
 
 
 def _legend_name(name: str) -> str:

@@ -26,7 +26,8 @@ def repeat_section(run: Run) -> RepeatSection:
     versions = [(k, str(v)) for k, v in (run.summary.get("versions") or {}).items()]
     again = f"{str(run.folder).rstrip('/')}-again"
     config = shlex.quote(str(run.folder / "config.yaml"))
-    commands = _installs(versions) + [
+    commands = [
+        *_installs(versions),
         f"dreamprm train {config} --out {shlex.quote(again)}",
         f"dreamprm report {shlex.quote(str(run.folder))} {shlex.quote(again)}",
     ]
@@ -43,6 +44,8 @@ def _installs(versions: list[tuple[str, str]]) -> list[str]:
     """betty first and on its own, as README.md says; a local part such as +cpu is not on PyPI."""
     pins = {name: f"{name}=={version.split('+')[0]}" for name, version in versions}
     betty = pins.pop("betty-ml", None)
-    first = ["pip install --no-deps --ignore-requires-python " + shlex.quote(betty)] if betty else []
+    first = (
+        ["pip install --no-deps --ignore-requires-python " + shlex.quote(betty)] if betty else []
+    )
     rest = [shlex.quote(pin) for name, pin in pins.items() if name not in ("python", "dreamprm")]
     return first + ([f"pip install {' '.join(rest)}"] if rest else [])

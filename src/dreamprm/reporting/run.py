@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 import yaml
 
 from dreamprm.errors import UserError
-from dreamprm.reporting.examples import EXAMPLES_FILE, Example, read_examples
 from dreamprm.reporting.evaluation import EVALUATION_FILE, Evaluation, read_evaluation
+from dreamprm.reporting.examples import EXAMPLES_FILE, Example, read_examples
 from dreamprm.training.metrics import METRICS_FILE, read_metrics
-
 
 Found = TypeVar("Found")
 
@@ -89,8 +88,7 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> Run:
     for name, value in weights.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(
-                f"{folder / 'weights.json'}: the weight of {name!r} is {value!r}, "
-                "expected a number"
+                f"{folder / 'weights.json'}: the weight of {name!r} is {value!r}, expected a number"
             )
     metrics = read_metrics(folder)
     if not weights:  # the run is under way

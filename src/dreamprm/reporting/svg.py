@@ -98,7 +98,7 @@ def inline_svg(
 
 
 def _adapt(element: ET.Element, name: str) -> None:
-    """Ids that no other figure of the page has, and the page's font in the place of matplotlib's."""
+    """Ids that no other figure of the page has, and the font of the page."""
     for key, value in element.attrib.items():
         if key == "id":
             element.set(key, f"{name}-{value}")

@@ -13,10 +13,7 @@ FAINT = 60  # other domains whose paths it draws
 ROWS = 16  # domains that the table shows at once
 
 STEP = "lower-level step"
-SCORES = {
-    "outcome_auc": "AUC of solution scores against outcomes, meta set",
-    "meta_best_of_n": "best of N, meta set",
-}
+VALIDATION_LINES = 10
 
 
 @dataclass(frozen=True)
@@ -141,27 +138,34 @@ def training_section(run: Run) -> TrainingSection:
 
 
 def _validation(run: Run) -> list[Plot]:
-    lines: dict[str, list[Line]] = {}
+    baseline = {name for row in run.baseline for name in row}
+    selected, others = [], []
     for name in run.names(start="validation/"):
         short = name.removeprefix("validation/")
-        lines.setdefault("scores", []).append(
-            Line(SCORES.get(short, short.replace("_", " ")), *series(run.metrics, name))
-        )
-        if name in {n for row in run.baseline for n in row}:
-            lines["scores"].append(
-                Line(f"{short.replace('_', ' ')}, uniform weights", *series(run.baseline, name))
-            )
+        label = short.replace("_", " ").replace("auc", "AUC")
+        lines = selected if "best_of_" in short else others
+        lines.append(Line(label, *series(run.metrics, name)))
+        if name in baseline:
+            lines.append(Line(f"{label}, uniform", *series(run.baseline, name)))
+    held_out = "on solutions that the lower level does not train on"
+    kinds = (
+        ("Validation", others, f"Measured at every validation {held_out}. Outcome AUC: the chance "
+         "that a right solution of the meta set scores above a wrong one."),
+        ("Selection over training", selected, "Share of questions answered right when the "
+         f"best-scored of so many solutions is picked, {held_out}."),
+    )  # fmt: skip
     return [
         plot_of(
-            f"validation-{key}",
-            "Validation",
-            found,
+            title.split()[0].lower(),
+            title,
+            lines[:VALIDATION_LINES],
             STEP,
             "value",
-            "Measured every so many steps on solutions that the lower level does not train on.",
+            caption,
             table_key="validation",
         )
-        for key, found in lines.items()
+        for title, lines, caption in kinds
+        if lines
     ]
 
 
@@ -169,7 +173,10 @@ def _fidelity(run: Run) -> Plot | None:
     names = [*run.names("/hypergradient_cosine"), *run.names("/hypergradient_error")]
     if not names:
         return None
-    labels = {"cosine": "cosine to the exact product (best: 1)", "error": "relative error (best: 0)"}
+    labels = {
+        "cosine": "cosine to the exact product (best: 1)",
+        "error": "relative error (best: 0)",
+    }
     lines = [Line(labels[name.rsplit("_", 1)[1]], *series(run.metrics, name)) for name in names]
     return plot_of(
         "fidelity",

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from dreamprm.errors import UserError
@@ -43,6 +44,22 @@ class MetricsLog:
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Puts a figure into TensorBoard."""
         self._board.add_figure(name, figure, step)
+
+    def histogram(self, step: int, name: str, values: list[float]) -> None:
+        """Puts the histogram of values into TensorBoard; none of no values."""
+        if values:
+            self._board.add_histogram(name, np.array(values), step)
+
+    def layout(self, charts: dict[str, str]) -> None:
+        """Has TensorBoard's custom scalars show several numbers in one chart.
+
+        Args:
+            charts: for every title a pattern of the names. One line of one event file, where
+                ``add_scalars`` would open a file for every name.
+        """
+        if charts:
+            lines = {title: ["Multiline", [pattern]] for title, pattern in charts.items()}
+            self._board.add_custom_scalars({"dreamprm": lines})
 
     def close(self) -> None:
         """Writes out what is left."""
