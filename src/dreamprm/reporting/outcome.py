@@ -33,15 +33,14 @@ def outcome_section(run: Run) -> OutcomeSection:
     runs = {n: r for n, r in (run.summary.get("runs") or {}).items() if isinstance(r, dict) and r}
     if not runs:
         return OutcomeSection()
-    columns = [key for key in COLUMNS if any(r.get(key) is not None for r in runs.values())]
+    metrics = [key for key in COLUMNS if any(r.get(key) is not None for r in runs.values())]
+    # Metrics downwards: so it fits a phone.
     rows: list[list[Cell]] = [
-        [LABELS.get(name, name), *(number(numbers.get(key)) for key in columns)]
-        for name, numbers in runs.items()
+        [COLUMNS[key], *(number(numbers.get(key)) for numbers in runs.values())] for key in metrics
     ]
-    table = Table(
-        "On the test set", ["weights", *(COLUMNS[key] for key in columns)], rows, key="summary"
-    )
-    return OutcomeSection(_tiles(runs), table, [(COLUMNS[k], MEANINGS[k]) for k in columns])
+    header = ["metric", *(LABELS.get(name, name) for name in runs)]
+    table = Table("On the test set", header, rows, key="summary")
+    return OutcomeSection(_tiles(runs), table, [(COLUMNS[k], MEANINGS[k]) for k in metrics])
 
 
 def _tiles(runs: dict[str, dict[str, float | None]]) -> list[Tile]:

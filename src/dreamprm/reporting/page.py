@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from dreamprm.reporting.judgement import evaluation_section
 from dreamprm.reporting.outcome import outcome_section
 from dreamprm.reporting.repeat import repeat_section
 from dreamprm.reporting.run import Run, read_run
+from dreamprm.reporting.text import printable, shortened
 from dreamprm.reporting.training import training_section, weights_section
 
 REPORT_FILE, COMPARISON_FILE = "report.html", "comparison.html"
+CELL_LENGTH = 120  # of a text in a table
 _MARK = '<meta name="generator" content="dreamprm report">'
-# What neither HTML nor UTF-8 can hold: control characters and halves of surrogate pairs.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def write_report(
@@ -91,6 +90,8 @@ def _environment() -> Environment:
     )
     environment.tests["a_number"] = lambda value: isinstance(value, Number)
     environment.globals["mark"] = Markup(_MARK)
+    environment.filters["short"] = lambda text: shortened(text, CELL_LENGTH)
+    environment.filters["thousands"] = lambda n: f"{n:,}" if isinstance(n, int) else n
     # Ten bins, so that a score's colour needs no computation in the page.
     environment.filters["bin"] = lambda score: min(9, max(0, int(score * 10)))
     return environment
@@ -98,8 +99,8 @@ def _environment() -> Environment:
 
 def _clean(value: Any) -> Any:
     if isinstance(value, Markup):
-        return Markup(_UNPRINTABLE.sub("\ufffd", value))
-    return _UNPRINTABLE.sub("\ufffd", value) if isinstance(value, str) else value
+        return Markup(printable(value))
+    return printable(value) if isinstance(value, str) else value
 
 
 def _write(path: Path, page: str) -> None:

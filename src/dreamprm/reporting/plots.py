@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from dreamprm.reporting.svg import MUTED, inline_svg, series_colour
+from dreamprm.reporting.text import shortened
 
 POINTS = 300  # of a line at most
 NAME_LENGTH = 26  # of a name in a legend
@@ -49,15 +50,6 @@ def thinned(count: int, points: int = POINTS) -> list[int]:
     if count <= points:
         return list(range(count))
     return [round(i * (count - 1) / (points - 1)) for i in range(points)]
-
-
-def shortened(text: str, length: int = NAME_LENGTH) -> str:
-    """A text on one line, with its middle left out where it is longer than ``length``."""
-    text = " ".join(text.split())
-    if len(text) <= length:
-        return text
-    tail = length // 3
-    return f"{text[: length - tail - 1]}…{text[-tail:]}"
 
 
 def line_plot(
@@ -142,4 +134,4 @@ def line_plot(
 
 def _legend_name(name: str) -> str:
     # matplotlib leaves out names that start with an underscore.
-    return shortened(f"\u2060{name}" if name.startswith("_") else name)
+    return shortened(f"\u2060{name}" if name.startswith("_") else name, NAME_LENGTH)

@@ -186,7 +186,6 @@ def _fidelity(run: Run) -> Plot | None:
         "cosine, error",
         "The hypergradient that was used against the one by exact products in full precision, "
         "at the same point.",
-        levels=[Level("exact", 1.0)],
         table_key="fidelity",
     )
 
