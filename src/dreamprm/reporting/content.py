@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from markupsafe import Markup
 
@@ -155,10 +155,11 @@ def _thin(line: Line, points: int | None = None) -> Line:
         [line.y[i] for i in kept],
         take(line.low),
         take(line.high),
+        line.dashed,
     )
 
 
 def _finite(line: Line) -> Line:
     """The same with gaps where a value is infinite, which has no place on an axis."""
     y = [value if math.isfinite(value) else math.nan for value in line.y]
-    return Line(line.label, line.x, y, line.low, line.high)
+    return replace(line, y=y)

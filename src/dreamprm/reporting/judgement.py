@@ -68,16 +68,15 @@ def evaluation_section(evaluation: Evaluation) -> EvaluationSection:
 def _rule(name: str) -> str:
     first, plus, rest = name.partition("+")
     if first == "vote" and plus:
-        return f"vote weighted by {RULES.get(rest, rest).removeprefix('best by ')}"
+        return f"vote by {RULES.get(rest, rest).removeprefix('best by ')}"
     return RULES.get(name, name)
 
 
 def _selection_plot(key: str, picks: Picks, several: bool, intervals: str) -> Plot:
     lines = []
     for model, rules in picks.models.items():
-        shown = list(rules)[:1] if several else [r for r in rules if r in list(rules)[:1]] + [
-            r for r in rules if r.startswith("vote")
-        ][:1]  # fmt: skip
+        votes = [rule for rule in rules if rule.startswith("vote")]
+        shown = list(rules)[:1] if several else [*list(rules)[:1], *votes[:1]]
         lines += [
             _interval_line(f"{model}, {_rule(r)}" if several else _rule(r), rules[r]) for r in shown
         ]
@@ -111,6 +110,7 @@ def _interval_line(label: str, curve: Curve, shaded: bool = True) -> Line:
         [p.value for p in points],
         low if bounded else None,
         high if bounded else None,
+        dashed=not shaded,
     )
 
 

@@ -28,6 +28,7 @@ class Line:
         label: in the legend.
         x, y: its points.
         low, high: an interval at each of them, if any.
+        dashed: something to hold the others against.
     """
 
     label: str
@@ -35,6 +36,7 @@ class Line:
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,10 @@ def line_plot(
                 line.x,
                 line.y,
                 color=series_colour(index),
-                linestyle=_DASHES[(index // len(_MARKERS)) % len(_DASHES)],
+                linestyle="--" if line.dashed else _DASHES[(index // len(_MARKERS)) % len(_DASHES)],
                 marker=_MARKERS[index % len(_MARKERS)],
                 markersize=4.5,
+                clip_on=not unit_square,  # a curve that ends in a corner shows its end
                 markevery=1 if few else (0.04 + 0.012 * (index % 8), 0.17),
             )
             if line.low is not None and line.high is not None:
