@@ -98,7 +98,7 @@ def test_a_section_without_its_data_says_what_makes_them(tmp_path: Path) -> None
     (tmp_path / "other.json").write_text(json.dumps(evaluation(["m"])))
     text = write_report(run, evaluation=tmp_path / "other.json").read_text()
     assert "dreamprm evaluate" not in text
-    assert '<data value="0.55">0.550 (0.500 to 0.600)</data>' in text
+    assert '<data value="0.55">0.550 (0.500\xa0to\xa00.600)</data>' in text
 
 
 def spoil(run: Path, name: str, text: str) -> None:

@@ -130,7 +130,7 @@ def _numbers(title: str, lines: Sequence[Line], x_label: str, key: str) -> Table
         for i, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
             cell = compact(y)
             if line.low is not None and line.high is not None and isinstance(cell, Number):
-                cell = Number(y, f"{y:.3f} ({line.low[i]:.3f} to {line.high[i]:.3f})")
+                cell = Number(y, f"{y:.3f} ({line.low[i]:.3f}\xa0to\xa0{line.high[i]:.3f})")
             values.setdefault(x, {})[column] = cell
     xs = sorted(values)
     kept = [xs[i] for i in thinned(len(xs), TABLE_ROWS)]

@@ -148,9 +148,9 @@ def small_image(path: Path, side: int = IMAGE_SIDE) -> str:
     flat = Image.new("RGB", image.size, "white")
     flat.paste(image, mask=image.getchannel("A"))
     encoded = {}
-    for kind, options in {"png": {"optimize": True}, "jpeg": {"quality": 82}}.items():
+    for kind in ("png", "jpeg"):
         buffer = io.BytesIO()
-        flat.save(buffer, format=kind, **options)
+        flat.save(buffer, format=kind, optimize=True, quality=82)
         encoded[kind] = buffer.getvalue()
     kind, data = min(encoded.items(), key=lambda item: len(item[1]))
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

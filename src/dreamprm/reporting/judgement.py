@@ -48,7 +48,7 @@ def evaluation_section(evaluation: Evaluation) -> EvaluationSection:
             plots.append(_selection_plot(f"selection-{i}", picks, several, intervals))
         tables.append(_selection_table(picks, several, intervals))
         if picks.comparisons:
-            tables.append(_comparisons(picks))
+            tables.append(_comparisons(picks, several))
     for i, (name, models) in enumerate(evaluation.steps):
         if i < SETS:
             plots.append(_reliability(f"reliability-{i}", name, models))
@@ -115,28 +115,37 @@ def _interval_line(label: str, curve: Curve, shaded: bool = True) -> Line:
 
 
 def _selection_table(picks: Picks, several: bool, intervals: str) -> Table:
-    curves = {
-        f"{model}: {_rule(rule)}" if several else _rule(rule): curve
-        for model, rules in picks.models.items()
-        for rule, curve in rules.items()
-    } | {_rule(name): curve for name, curve in picks.baselines.items()}
-    ns = sorted({n for curve in curves.values() for n in curve})
-    rows: list[list[Cell]] = [
-        [rule, *(_estimate(curve.get(n)) for n in ns)] for rule, curve in curves.items()
-    ]
+    """The first rule, the vote by it and what needs no model; the other rules on demand."""
+    first: dict[str, Curve] = {}
+    others: dict[str, Curve] = {}
+    for model, rules in picks.models.items():
+        main = next(iter(rules), "")
+        for rule, curve in rules.items():
+            rows = first if rule in (main, f"vote+{main}") else others
+            rows[f"{model}: {_rule(rule)}" if several else _rule(rule)] = curve
+    first |= {_rule(name): curve for name, curve in picks.baselines.items()}
+    ns = sorted({n for curve in first.values() for n in curve})
+
+    def cells(curves: dict[str, Curve]) -> list[list[Cell]]:
+        return [[rule, *(_estimate(curve.get(n)) for n in ns)] for rule, curve in curves.items()]
+
     with_ = f", with {intervals}" if intervals else ""
     return Table(
         f"Selection accuracy on {picks.name}: {picks.questions:,} questions{with_}",
         ["picked", *(f"N = {n}" for n in ns)],
-        rows[:24],
-        rows[24:],
+        cells(first),
+        cells(others),
         key="selection",
     )
 
 
-def _comparisons(picks: Picks) -> Table:
+def _comparisons(picks: Picks, several: bool) -> Table:
     rows: list[list[Cell]] = [
-        [f"{first} against {_rule(second)}", _estimate(difference, "+.3f"), compact(p)]
+        [
+            f"{first if several else 'this model'} against {_rule(second)}",
+            _estimate(difference, "+.3f"),
+            compact(p),
+        ]
         for first, second, difference, p in picks.comparisons
     ]
     return Table(
@@ -192,5 +201,5 @@ def _estimate(found: Estimate | None, form: str = ".3f") -> Cell:
     cell = number(found.value, form)
     if isinstance(cell, Number) and found.low is not None and found.high is not None:
         low, high = (format(bound, form).replace("-", "−") for bound in (found.low, found.high))
-        return Number(cell.value, f"{cell.text} ({low} to {high})")
+        return Number(cell.value, f"{cell.text} ({low}\xa0to\xa0{high})")
     return cell

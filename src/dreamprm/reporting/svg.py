@@ -10,6 +10,7 @@ import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -23,7 +24,7 @@ _VARIABLES = {
     RULE: "var(--rule)",
     **{f"#5eed0{i}": f"var(--series-{i + 1})" for i in range(SERIES)},
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dreamprm",  # ids are a function of what is drawn
     "text.parse_math": False,  # a name may hold dollars

@@ -98,7 +98,8 @@ def _weight_paths(paths: dict[str, tuple[list[float], list[float]]]) -> Plot | N
 
 def training_section(run: Run) -> TrainingSection:
     """Losses at both levels, validation, fidelity, and the last of every logged number."""
-    plots, notes = [], []
+    plots: list[Plot] = []
+    notes: list[str] = []
     uppers = {"weighting"}
     for name in run.names("/loss"):
         problem = name.removesuffix("/loss")
@@ -139,7 +140,8 @@ def training_section(run: Run) -> TrainingSection:
 
 def _validation(run: Run) -> list[Plot]:
     baseline = {name for row in run.baseline for name in row}
-    selected, others = [], []
+    selected: list[Line] = []
+    others: list[Line] = []
     for name in run.names(start="validation/"):
         short = name.removeprefix("validation/")
         label = short.replace("_", " ").replace("auc", "AUC")
