@@ -154,6 +154,14 @@ class Engine(betty_engine.Engine):
         """matplotlib figures to show in TensorBoard at every validation; for subclasses."""
         return {}
 
+    def histograms(self) -> dict[str, list[float]]:
+        """Values whose histograms TensorBoard shows at every validation; for subclasses."""
+        return {}
+
+    def charts(self) -> dict[str, str]:
+        """Charts of several numbers in TensorBoard: for every title a pattern of names."""
+        return {}
+
     def run(self) -> None:
         """Trains to ``train_iters``, from the last checkpoint if one was loaded.
 
@@ -256,8 +264,11 @@ class Engine(betty_engine.Engine):
             torch.cuda.set_rng_state_all(state["random_cuda"])
 
     def _open_metrics(self) -> MetricsLog | None:
-        directory = self.config.run_directory
-        return MetricsLog(directory, self.global_step) if directory is not None else None
+        if self.config.run_directory is None:
+            return None
+        metrics = MetricsLog(self.config.run_directory, self.global_step)
+        metrics.layout(self.charts())
+        return metrics
 
     def _learning_rates(self) -> dict[str, float]:
         return {
@@ -279,6 +290,8 @@ class Engine(betty_engine.Engine):
                 metrics.write(self.global_step, values)
             for name, figure in self.figures().items():
                 metrics.figure(self.global_step, name, figure)
+            for name, numbers in self.histograms().items():
+                metrics.histogram(self.global_step, name, numbers)
         if self.early_stopping is not None and self.early_stopping(stats):
             log.info("stopped early at step %d", self.global_step)
             return True

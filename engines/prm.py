@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,12 @@ from dreamprm.data.table import TrajectoryTable
 from dreamprm.data.token_batches import TokenBatchStream
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.engines.base import EngineConfig
+from dreamprm.engines.observing import Observer, build_observer
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError
 from dreamprm.hypergradients import resolve
 from dreamprm.hypergradients.interface import STEPS
-from dreamprm.inference.aggregation import aggregate
-from dreamprm.inference.evaluation import auc, evaluate_selection
+from dreamprm.inference.evaluation import evaluate_selection
 from dreamprm.inference.selection import step_logits_of
 from dreamprm.models.build import build_model
 from dreamprm.models.reward_model import ProcessRewardModel
@@ -34,6 +36,8 @@ from dreamprm.models.weighting import DomainTable
 from dreamprm.problems.config import ProblemConfig
 from dreamprm.problems.meta_losses import NEEDS_BOTH_OUTCOMES
 from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
+from dreamprm.reporting import REPORT_FILE, write_report
+from dreamprm.reporting.examples import EXAMPLES_FILE, choose_examples, save_examples
 from dreamprm.training.metrics import METRICS_FILE
 from dreamprm.training.schedules import build_schedule
 
@@ -41,21 +45,33 @@ log = logging.getLogger("dreamprm")
 
 CONFIG_FILE, SUMMARY_FILE, WEIGHTS_FILE = "config.yaml", "summary.json", "weights.json"
 RUN_FOLDERS = ("checkpoints", "model", "synthetic", "tensorboard", "uniform")
-RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, WEIGHTS_FILE)
+RUN_FILES = (
+    CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, WEIGHTS_FILE, EXAMPLES_FILE, REPORT_FILE
+)  # fmt: skip
 
 
 class PRMEngine(ReweightingEngine):
-    """Validates on the meta set: the AUC of the aggregated scores against the outcomes."""
+    """Validates as its observer says: on the meta set, and what it looks at beside that."""
 
-    def __init__(self, *args: Any, meta: list[Trajectory], **parts: Any) -> None:
-        self.meta = meta
+    def __init__(self, *args: Any, observer: Observer, **parts: Any) -> None:
+        self.observer = observer
         super().__init__(*args, **parts)
 
     def validation(self) -> dict[str, float]:
-        """``outcome_auc``, where the meta set has both outcomes."""
-        logits = self.lower.module.step_logits(self.meta)
-        value = auc([aggregate(steps) for steps in logits], [bool(t.outcome) for t in self.meta])
-        return {} if value is None else {"outcome_auc": value}
+        """See :meth:`~dreamprm.engines.observing.Observer.look`."""
+        return self.observer.look(self.lower.module)
+
+    def histograms(self) -> dict[str, list[float]]:
+        """The step scores of every domain."""
+        return self.observer.histograms
+
+    def figures(self) -> dict[str, Any]:
+        """The weights, and solutions with their scores."""
+        return super().figures() | self.observer.figures()
+
+    def charts(self) -> dict[str, str]:
+        """The weights in one chart, the selection by N in another."""
+        return super().charts() | {"selection (best of N)": r"validation/(test|meta)_best_of_\d+"}
 
 
 def train(config: Config, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -97,8 +113,10 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> dict
         "runs": runs,
         "weights": weights,
         "qualities": dict(config.data.synthetic.domains),
+        "versions": _versions(),
     }
     _write_json(out / SUMMARY_FILE, summary)
+    write_report(out)
     return summary
 
 
@@ -118,7 +136,7 @@ def _run(engine: PRMEngine, data: RunData, folder: Path) -> tuple[dict[str, Any]
     weights = engine.weights()
     if weights:
         _write_json(folder / WEIGHTS_FILE, weights)
-    return _evaluate(model, data), weights
+    return _evaluate(model, data, folder), weights
 
 
 def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
@@ -197,7 +215,7 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
             checkpoint_every=config.checkpoint_every,
             progress="uniform" if upper is None else "learned",
         ),
-        meta=meta,
+        observer=build_observer(config.observe, rows, meta, data.test),
     )
 
 
@@ -305,10 +323,19 @@ def meta_batches(
     return BatchStream(rows, batch_size, encode, seed, [str(row.outcome) for row in rows])
 
 
-def _evaluate(model: ProcessRewardModel, data: RunData) -> dict[str, Any]:
+def _evaluate(model: ProcessRewardModel, data: RunData, folder: Path) -> dict[str, Any]:
+    """The numbers on the test set; the clearest picks are kept for the report."""
     if not data.test:
         return {}
-    return evaluate_selection(data.test, step_logits_of(model, data.test, progress="test"))
+    by_question = step_logits_of(model, data.test, progress="test")
+    save_examples(folder / EXAMPLES_FILE, choose_examples(data.test, by_question))
+    return evaluate_selection(data.test, by_question)
+
+
+def _versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    names = ("dreamprm", "torch", "transformers", "betty-ml")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def _adamw(parameters: Any, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -342,12 +369,12 @@ def _prepare(out: Path, config: Config, resume: bool, overwrite: bool) -> None:
 
 
 def _refuse_changes(saved: Path, config: Config) -> None:
-    """A resumed run must be the same experiment, but for where it runs and what it prints."""
+    """A resumed run must be the same experiment, but for where it runs and what it shows."""
     before = OmegaConf.to_container(OmegaConf.load(saved))
     now = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(before, dict)
     assert isinstance(now, dict)
-    free = ("out", "device", "log_every", "checkpoint_every")
+    free = ("out", "device", "log_every", "checkpoint_every", "observe")
     changed = [str(k) for k in now if k not in free and before.get(k) != now[k]]
     if changed:
         raise UserError(

@@ -7,6 +7,7 @@ from typing import Any
 from dreamprm.engines.base import Engine, EngineConfig
 from dreamprm.errors import UserError
 from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
+from dreamprm.training.pictures import weight_bars
 
 
 class ReweightingEngine(Engine):
@@ -48,15 +49,9 @@ class ReweightingEngine(Engine):
 
     def figures(self) -> dict[str, Any]:
         """A bar for every weight."""
-        from matplotlib.figure import Figure  # half a second to import
-
         weights = self.weights()
-        if not weights:
-            return {}
-        figure = Figure(figsize=(6, 0.3 * len(weights) + 1), layout="constrained")
-        axes = figure.add_subplot()
-        axes.barh(list(weights), list(weights.values()))
-        axes.axvline(1.0, color="grey", linewidth=0.8)
-        axes.invert_yaxis()
-        axes.set_xlabel("weight (mean 1)")
-        return {"weights": figure}
+        return {"weights": weight_bars(weights)} if weights else {}
+
+    def charts(self) -> dict[str, str]:
+        """All weights in one chart."""
+        return {"weights": r"weights/.+"} if self.weights() else {}

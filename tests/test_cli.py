@@ -62,7 +62,12 @@ def test_a_run_directory_holds_what_it_promises(finished: Path) -> None:
         "model",
         "weights.json",
         "uniform",
+        "examples.jsonl",
+        "report.html",
     }
+    page = (finished / "report.html").read_text()
+    assert 'data-key="weights"' in page
+    assert page.count('class="example"') >= 1
     summary = json.loads((finished / "summary.json").read_text())
     domains = set(summary["qualities"])
     assert len(domains) == 8

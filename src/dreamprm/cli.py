@@ -13,6 +13,7 @@ from dreamprm.commands import (
     convert,
     evaluate,
     hypergradients,
+    report,
     score,
     select,
     train,
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         score,
         select,
         evaluate,
+        report,
         hypergradients,
     ):
         module.add(commands)

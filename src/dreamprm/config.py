@@ -156,6 +156,18 @@ class FidelityConfig:
 
 
 @dataclass
+class ObserveConfig:
+    """What every validation looks at beside the meta set, for TensorBoard and the report."""
+
+    # Test questions (without a test set, of the meta set) whose best of N is logged; 0 for none.
+    questions: int = 25
+    # Training solutions of every domain whose step scores make its histogram; 0 for none.
+    solutions: int = 8
+    # Solutions of the meta set that are drawn with image and scored steps; 0 for none.
+    samples: int = 3
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -183,6 +195,7 @@ class Config:
     device: str = "default"  # a GPU where there is one; cpu; gpu
     log_every: int = 10  # steps
     validate_every: int = 200  # steps
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
     checkpoint_every: int = 200  # steps
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -368,6 +381,9 @@ def _check(config: Any, where: str) -> None:
         "seed",
         "checkpoint_every",
         "fidelity.every",
+        "observe.questions",
+        "observe.solutions",
+        "observe.samples",
         "hypergradient_batch_size",
         "model.lora.rank",
         "model.vision_cache_gb",

@@ -37,4 +37,4 @@ def run(options: argparse.Namespace) -> None:
     disable_progress_bar()  # of every save; the run has its own
     summary = train(config, resume=options.resume, overwrite=options.overwrite)
     print(summary_table(summary))
-    print(f"\nThe run is in {config.out}; look at it with: tensorboard --logdir {config.out}")
+    print(f"\nThe run is in {config.out}; look at {config.out}/report.html")

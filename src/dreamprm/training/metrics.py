@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
+
+from dreamprm.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,6 +45,22 @@ class MetricsLog:
         """Puts a figure into TensorBoard."""
         self._board.add_figure(name, figure, step)
 
+    def histogram(self, step: int, name: str, values: list[float]) -> None:
+        """Puts the histogram of values into TensorBoard; none of no values."""
+        if values:
+            self._board.add_histogram(name, np.array(values), step)
+
+    def layout(self, charts: dict[str, str]) -> None:
+        """Has TensorBoard's custom scalars show several numbers in one chart.
+
+        Args:
+            charts: for every title a pattern of the names. One line of one event file, where
+                ``add_scalars`` would open a file for every name.
+        """
+        if charts:
+            lines = {title: ["Multiline", [pattern]] for title, pattern in charts.items()}
+            self._board.add_custom_scalars({"dreamprm": lines})
+
     def close(self) -> None:
         """Writes out what is left."""
         self._file.close()
@@ -49,7 +68,23 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's ``metrics.jsonl``; a last line that was cut off is left out."""
+    """The rows of a run's ``metrics.jsonl``; a last line that was cut off is left out.
+
+    Raises:
+        UserError: a line is no object of numbers with a ``step``; the message names it.
+    """
     path = folder / METRICS_FILE
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return [_row(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def _row(line: str, where: str) -> dict[str, float]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON: {error.msg}") from error
+    if not isinstance(row, dict) or not all(isinstance(v, int | float) for v in row.values()):
+        raise UserError(f"{where}: expected an object of numbers")
+    if "step" not in row:
+        raise UserError(f"{where}: has no 'step'")
+    return row

@@ -1,0 +1,142 @@
+"""What a run directory holds, read and checked for a report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from dreamprm.errors import UserError
+from dreamprm.reporting.evaluation import EVALUATION_FILE, Evaluation, read_evaluation
+from dreamprm.reporting.examples import EXAMPLES_FILE, Example, read_examples
+from dreamprm.training.metrics import METRICS_FILE, read_metrics
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory.
+
+    Attributes:
+        folder: as it was given.
+        metrics: the rows of ``metrics.jsonl``.
+        baseline: the same of the run with uniform weights, if there is one.
+        config, config_text: of ``config.yaml``; empty where there is none.
+        summary: of ``summary.json``; empty where the run has not ended.
+        weights: by domain; empty where none were learned.
+        examples: scored solutions; None where none were kept.
+        evaluation: what ``dreamprm evaluate`` found, if it was asked.
+    """
+
+    folder: Path
+    metrics: list[dict[str, float]]
+    baseline: list[dict[str, float]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    summary: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    examples: list[Example] | None = None
+    evaluation: Evaluation | None = None
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.folder.resolve().name or str(self.folder)
+
+    @property
+    def last_step(self) -> int:
+        """The last one that was logged."""
+        return int(max((row["step"] for row in self.metrics), default=0))
+
+    def names(self, ending: str = "", start: str = "") -> list[str]:
+        """Logged names with such an ending and start, in the order of their first appearance."""
+        found = dict.fromkeys(name for row in self.metrics for name in row)
+        return [name for name in found if name.endswith(ending) and name.startswith(start)]
+
+
+def series(rows: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
+    """The steps at which a value was logged, and the values."""
+    kept = [(row["step"], row[name]) for row in rows if name in row]
+    return [step for step, _ in kept], [value for _, value in kept]
+
+
+def read_run(folder: str | Path, evaluation: str | Path | None = None) -> Run:
+    """Reads a run directory; of its files ``metrics.jsonl`` alone has to be there.
+
+    Args:
+        folder: written by ``train``, ``demo`` or any engine with a ``run_directory``.
+        evaluation: a file of ``dreamprm evaluate``; None for the run's own, if there is one.
+
+    Raises:
+        UserError: it is no run directory, or a file in it is not what it must be.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"there is no run directory {folder}")
+    if not (folder / METRICS_FILE).is_file():
+        raise UserError(f"{folder} is no run directory: it has no {METRICS_FILE}")
+    summary = _optional(folder / "summary.json", _read_object) or {}
+    for key in ("runs", "weights", "qualities"):
+        if not isinstance(summary.get(key, {}), dict):
+            raise UserError(f"{folder / 'summary.json'}: {key} is no object")
+    weights = _optional(folder / "weights.json", _read_object) or {}
+    for name, value in weights.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(
+                f"{folder / 'weights.json'}: the weight of {name!r} is {value!r}, expected a number"
+            )
+    metrics = read_metrics(folder)
+    if not weights:  # the run is under way
+        start = "weights/"
+        last = next((r for r in reversed(metrics) if any(k.startswith(start) for k in r)), {})
+        weights = {k.removeprefix(start): v for k, v in last.items() if k.startswith(start)}
+    config_text = _optional(folder / "config.yaml", _read_text) or ""
+    return Run(
+        folder=folder,
+        metrics=metrics,
+        baseline=read_metrics(folder / "uniform"),
+        config=_config(config_text, folder / "config.yaml"),
+        config_text=config_text,
+        summary=summary,
+        weights=weights,
+        examples=_optional(folder / EXAMPLES_FILE, read_examples),
+        evaluation=read_evaluation(Path(evaluation))
+        if evaluation is not None
+        else _optional(folder / EVALUATION_FILE, read_evaluation),
+    )
+
+
+def _optional(path: Path, read: Callable[[Path], Found]) -> Found | None:
+    return read(path) if path.is_file() else None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds {type(found).__name__}, expected an object")
+    return found
+
+
+def _config(text: str, path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(text) if text else {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds {type(found).__name__}, expected keys and values")
+    return found

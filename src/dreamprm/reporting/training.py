@@ -1,0 +1,210 @@
+"""The sections on the training: domain weights and their paths, losses, validation, fidelity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dreamprm.reporting.content import Cell, Plot, Table, compact, number, plot_of
+from dreamprm.reporting.plots import Level, Line
+from dreamprm.reporting.run import Run, series
+
+NAMED = 10  # domains that the plot of the weights names; half of them the highest
+FAINT = 60  # other domains whose paths it draws
+ROWS = 16  # domains that the table shows at once
+
+STEP = "lower-level step"
+VALIDATION_LINES = 10
+
+
+@dataclass(frozen=True)
+class WeightsSection:
+    """The learned weights: what they are and how they came to be."""
+
+    table: Table
+    paths: Plot | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class TrainingSection:
+    """The numbers logged on the way."""
+
+    plots: list[Plot] = field(default_factory=list)
+    final: Table | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def weights_section(run: Run) -> WeightsSection | None:
+    """None where no weights were learned."""
+    if not run.weights:
+        return None
+    qualities = run.summary.get("qualities") or {}
+    order = sorted(run.weights, key=lambda name: (-run.weights[name], name))
+    paths = {name: series(run.metrics, f"weights/{name}") for name in order}
+    rows: list[list[Cell]] = []
+    for name in order:
+        values = [1.0, *paths[name][1]]
+        rows.append(
+            [
+                name,
+                *([str(qualities.get(name, "–")).replace("_", " ")] if qualities else []),
+                number(run.weights[name], ".3f"),
+                number(min(values), ".3f"),
+                number(max(values), ".3f"),
+            ]
+        )
+    header = ["domain", *(["known quality"] if qualities else []), "weight"]
+    table = Table(
+        f"Weights of {len(order):,} domains at the end, and their range over the run"
+        if run.summary
+        else f"Weights of {len(order):,} domains so far, and their range",
+        [*header, "lowest", "highest"],
+        rows[:ROWS],
+        rows[ROWS:],
+        key="weights",
+    )
+    return WeightsSection(table, _weight_paths(paths))
+
+
+def _weight_paths(paths: dict[str, tuple[list[float], list[float]]]) -> Plot | None:
+    logged = [name for name, (steps, _) in paths.items() if steps]
+    if not logged:
+        return None
+    named, others = logged, []
+    if len(logged) > NAMED:
+        half = NAMED // 2
+        named, others = logged[:half] + logged[-half:], logged[half:-half]
+    lines = [Line(name, [0.0, *paths[name][0]], [1.0, *paths[name][1]]) for name in named]
+    drawn = others[:: max(1, -(-len(others) // FAINT))]
+    faint = [Line("", [0.0, *paths[name][0]], [1.0, *paths[name][1]]) for name in drawn]
+    caption = "Each domain's weight; all start at 1, the dashed line, and average 1."
+    if others:
+        caption += (
+            f" Named: the {half} highest and the {half} lowest at the end; faint: "
+            f"{len(drawn)} of the {len(others):,} others."
+        )
+    return plot_of(
+        "paths",
+        "Domain weights over training",
+        lines,
+        STEP,
+        "domain weight",
+        caption,
+        levels=[Level("uniform weight", 1.0)],
+        faint=faint,
+        table_key="paths",
+    )
+
+
+def training_section(run: Run) -> TrainingSection:
+    """Losses at both levels, validation, fidelity, and the last of every logged number."""
+    plots: list[Plot] = []
+    notes: list[str] = []
+    uppers = {"weighting"}
+    for name in run.names("/loss"):
+        problem = name.removesuffix("/loss")
+        upper = problem in uppers
+        lines = [Line("weighted loss" if not upper else "meta loss", *series(run.metrics, name))]
+        plain = f"{problem}/unweighted_loss"
+        if not upper and plain in run.names():
+            lines.append(Line("every domain counting 1", *series(run.metrics, plain)))
+        if not upper and name in {n for row in run.baseline for n in row}:
+            lines.append(Line("run with uniform weights", *series(run.baseline, name)))
+        meta_loss = run.summary.get("meta_loss") or run.config.get("meta_loss")
+        plots.append(
+            plot_of(
+                f"loss-{len(plots)}",
+                f"Upper level: {problem}" if upper else f"Lower level: {problem}",
+                lines,
+                STEP,
+                "loss",
+                f"What the weights are learned from: the meta loss{_word(meta_loss)} "
+                "on the clean meta set."
+                if upper
+                else "What the model is trained on. The weighted loss falls where weight moves to "
+                "domains that are easy to fit; only against the meta loss is that progress.",
+                table_key=name,
+            )
+        )
+    plots += _validation(run)
+    fidelity = _fidelity(run)
+    if fidelity:
+        plots.append(fidelity)
+    elif run.weights:
+        notes.append(
+            "The fidelity of the hypergradient was not logged in this run; "
+            "fidelity.every=100 logs it."
+        )
+    return TrainingSection(plots, _final(run), notes)
+
+
+def _validation(run: Run) -> list[Plot]:
+    baseline = {name for row in run.baseline for name in row}
+    selected: list[Line] = []
+    others: list[Line] = []
+    for name in run.names(start="validation/"):
+        short = name.removeprefix("validation/")
+        label = short.replace("_", " ").replace("auc", "AUC")
+        lines = selected if "best_of_" in short else others
+        lines.append(Line(label, *series(run.metrics, name)))
+        if name in baseline:
+            lines.append(Line(f"{label}, uniform", *series(run.baseline, name)))
+    held_out = "on solutions that the lower level does not train on"
+    kinds = (
+        ("Validation", others, f"Measured at every validation {held_out}. Outcome AUC: the chance "
+         "that a right solution of the meta set scores above a wrong one."),
+        ("Selection over training", selected, "Share of questions answered right when the "
+         f"best-scored of so many solutions is picked, {held_out}."),
+    )  # fmt: skip
+    return [
+        plot_of(
+            title.split()[0].lower(),
+            title,
+            lines[:VALIDATION_LINES],
+            STEP,
+            "value",
+            caption,
+            table_key="validation",
+        )
+        for title, lines, caption in kinds
+        if lines
+    ]
+
+
+def _fidelity(run: Run) -> Plot | None:
+    names = [*run.names("/hypergradient_cosine"), *run.names("/hypergradient_error")]
+    if not names:
+        return None
+    labels = {
+        "cosine": "cosine to the exact product (best: 1)",
+        "error": "relative error (best: 0)",
+    }
+    lines = [Line(labels[name.rsplit("_", 1)[1]], *series(run.metrics, name)) for name in names]
+    return plot_of(
+        "fidelity",
+        "Fidelity of the hypergradient",
+        lines,
+        STEP,
+        "cosine, error",
+        "The hypergradient that was used against the one by exact products in full precision, "
+        "at the same point.",
+        table_key="fidelity",
+    )
+
+
+def _final(run: Run) -> Table | None:
+    last: dict[str, tuple[float, float]] = {}
+    for row in run.metrics:
+        for name, value in row.items():
+            if name != "step" and not name.startswith("weights/"):
+                last[name] = (row["step"], value)
+    if not last:
+        return None
+    rows: list[list[Cell]] = [
+        [name, number(step, ".0f"), compact(value)] for name, (step, value) in last.items()
+    ]
+    return Table("The last of every logged number", ["name", "step", "value"], rows, key="final")
+
+
+def _word(name: object) -> str:
+    return f" ({name})" if name else ""
