@@ -131,7 +131,9 @@ def fingerprint(
         images = [digests[path] for path in row.images]
         solutions.update(json.dumps([row.id, row.question, row.steps, images]).encode())
     tokenizer: Any = model.tokenizer
-    for part in (tokenizer.get_vocab(), tokenizer.chat_template, model.backbone.config.to_dict()):
+    config: Any = model.backbone.config
+    settings = (tokenizer.get_vocab(), tokenizer.chat_template, config.to_dict())
+    for part in settings:
         reading.update(json.dumps(part, sort_keys=True, default=str).encode())
     if model.image_processor is not None:
         reading.update(model.image_processor.to_json_string().encode())
