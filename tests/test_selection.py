@@ -15,7 +15,13 @@ from dreamprm.errors import UserError
 from dreamprm.inference import best_of_n
 from dreamprm.inference.aggregation import AGGREGATIONS, aggregate, probability, split_rule
 from dreamprm.inference.answers import normalised_answer
-from dreamprm.inference.best_of_n import expected_best, expected_vote, pass_at, sizes
+from dreamprm.inference.best_of_n import (
+    expected_best,
+    expected_majority,
+    expected_vote,
+    pass_at,
+    sizes,
+)
 from dreamprm.inference.evaluation import majority_chance
 from dreamprm.inference.selection import answer_groups, choose, first_best
 
@@ -148,6 +154,10 @@ def test_expectations_equal_enumeration(seed: int) -> None:
         candidates = [Candidate((), a, r) for a, r in zip(answers, right, strict=True)]
         majority = [majority_by_hand([candidates[i] for i in s]) for s in every]
         assert majority_chance(candidates, n) == pytest.approx(np.mean(majority), abs=1e-12)
+        fair = [majority_at_random([candidates[i] for i in s]) for s in every]
+        answered = [r and g >= 0 for r, g in zip(right, groups, strict=True)]
+        found = expected_majority(groups, answered, n, (0,))
+        assert found == pytest.approx(np.mean(fair), abs=1e-12)
     assert expected_best(scores, right, size + 5) == expected_best(scores, right, size)
 
 
@@ -157,6 +167,14 @@ def majority_by_hand(candidates: list[Candidate]) -> bool:
         return False
     top = max(answers, key=answers.count)
     return bool(next(c.correct for c in candidates if c.answer == top))
+
+
+def majority_at_random(candidates: list[Candidate]) -> float:
+    answers = [c.answer for c in candidates if c.answer is not None]
+    most = max(map(answers.count, answers), default=0)
+    top = {answer for answer in answers if answers.count(answer) == most}
+    shares = [np.mean([bool(c.correct) for c in candidates if c.answer == a]) for a in top]
+    return float(np.mean(shares)) if shares else 0.0
 
 
 def test_all_right_all_wrong_and_one_candidate() -> None:

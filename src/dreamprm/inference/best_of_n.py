@@ -79,13 +79,33 @@ def expected_vote(
         n: candidates in a subset; all where there are fewer.
         seed: of the subsets where they are drawn, see :func:`is_exact`.
     """
-    n = min(n, len(right))
-    members = _all_subsets(len(right), n)
-    if members is None:
-        order = np.random.default_rng((*seed, n)).random((SUBSETS, len(right))).argsort(axis=1)
-        members = order < n
+    members = _subsets(len(right), n, seed)
     picks = vote_values(members, np.asarray(weights, dtype=float), groups).argmax(axis=1)
     return int(np.asarray(right)[picks].sum()) / len(picks)
+
+
+def expected_majority(
+    groups: NDArray[np.int64], right: Sequence[bool], n: int, seed: Sequence[int]
+) -> float:
+    """The same of an unweighted vote whose ties are broken at random, in expectation.
+
+    Of answers that are equally frequent each is as likely, and so is each candidate that gives one.
+    """
+    members = _subsets(len(right), n, seed)
+    values = vote_values(members, np.ones(len(right)), groups)
+    tied = values == values.max(axis=1, keepdims=True)
+    shares = (tied & np.asarray(right)).sum(axis=1) / tied.sum(axis=1)
+    return math.fsum(shares) / len(shares)
+
+
+def _subsets(candidates: int, n: int, seed: Sequence[int]) -> NDArray[np.bool_]:
+    """All n-subsets, or as many drawn as there may be; [s, candidates]."""
+    n = min(n, candidates)
+    members = _all_subsets(candidates, n)
+    if members is None:
+        order = np.random.default_rng((*seed, n)).random((SUBSETS, candidates)).argsort(axis=1)
+        members = order < n
+    return members
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from dreamprm.data.trajectory import SelectionQuestion
 from dreamprm.inference.aggregation import AGGREGATIONS, VOTE, aggregate, probabilities
-from dreamprm.inference.best_of_n import expected_best, expected_vote, is_exact, pass_at, sizes
+from dreamprm.inference.best_of_n import (
+    expected_best,
+    expected_majority,
+    expected_vote,
+    is_exact,
+    pass_at,
+    sizes,
+)
 from dreamprm.inference.evaluation import (
     best_source,
     correctness,
@@ -130,6 +137,9 @@ def _baselines(
             [majority_chance(q.candidates, n, (seed, i)) for n in ns]
             for i, q in enumerate(questions)
         ]
+        values["majority_random_ties"] = [
+            [_majority_random_ties(q, n, (seed, i)) for n in ns] for i, q in enumerate(questions)
+        ]
         picks["majority_vote"] = [_majority_pick(question) for question in questions]
     source = best_source(questions)
     if source:
@@ -138,6 +148,12 @@ def _baselines(
             [candidate.domain for candidate in q.candidates].index(source[0]) for q in questions
         ]
     return values, picks
+
+
+def _majority_random_ties(question: SelectionQuestion, n: int, seed: tuple[int, int]) -> float:
+    groups = answer_groups([candidate.answer for candidate in question.candidates])
+    right = [r and g >= 0 for r, g in zip(correctness(question), groups, strict=True)]
+    return expected_majority(groups, right, n, seed)
 
 
 def _majority_pick(question: SelectionQuestion) -> int:

@@ -12,6 +12,7 @@ BASELINES = {
     "longest": "longest",
     "shortest": "shortest",
     "majority_vote": "majority vote",
+    "majority_random_ties": "majority vote, ties at random",
     "best_source": "best source, in hindsight",
     "pass_at_n": "pass@N, the ceiling",
 }
