@@ -20,6 +20,17 @@ SMALL = ["--width", "64", "--layers", "1"]
         ("memory.py", [*SMALL]),
         ("scaling.py", ["domains", *SMALL, "--repeats", "1"]),
         ("scoring.py", [*SMALL, "--rounds", "1"]),
+        (
+            "observing.py",
+            [
+                "data.synthetic.solutions=24",
+                "data.synthetic.meta=40",
+                "data.synthetic.questions=6",
+                "model.tiny.width=32",
+                "model.tiny.heads=2",
+                "lower.batch_size=16",
+            ],
+        ),
         ("hypergradients.py", ["exactness", "cost", "--width", "128", "--layers", "1"]),
     ],
 )
