@@ -9,8 +9,9 @@ from typing import Any
 
 from dreamprm.config import ObserveConfig
 from dreamprm.data.trajectory import SelectionQuestion, Trajectory, group_candidates
+from dreamprm.inference.aggregation import aggregate
 from dreamprm.inference.best_of_n import expected_best, sizes
-from dreamprm.inference.evaluation import aggregate, auc
+from dreamprm.inference.evaluation import auc
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.training.pictures import scored_solutions
 

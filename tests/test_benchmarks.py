@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,33 @@ SMALL = ["--width", "64", "--layers", "1"]
         ("scaling.py", ["domains", *SMALL, "--repeats", "1"]),
         ("scoring.py", [*SMALL, "--rounds", "1"]),
         ("reading.py", ["--rows", "500", "--steps", "5"]),
-        ("select_killed.py", ["--questions", "12", "--kills", "1"]),
+        ("select_killed.py", ["--questions", "4", "--kills", "1"]),
+        (
+            "observing.py",
+            [
+                "data.synthetic.solutions=24",
+                "data.synthetic.meta=40",
+                "data.synthetic.questions=6",
+                "model.tiny.width=32",
+                "model.tiny.heads=2",
+                "lower.batch_size=16",
+            ],
+        ),
         ("hypergradients.py", ["exactness", "cost", "--width", "128", "--layers", "1"]),
     ],
 )
-def test_every_line_is_a_measurement(script: str, arguments: list[str]) -> None:
-    command = [sys.executable, str(FOLDER / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+def test_every_line_is_a_measurement(
+    script: str,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # In this process, which has imported torch already.
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.syspath_prepend(str(FOLDER))
+    runpy.run_path(str(FOLDER / script), run_name="__main__")
+    done = capsys.readouterr().out
+    rows = [json.loads(line) for line in done.splitlines()]
     assert rows
     for row in rows:
         assert all(math.isfinite(number) for number in _numbers(row)), row

@@ -216,7 +216,7 @@ def test_thinning_keeps_the_ends() -> None:
         kept = thinned(count, 300)
         assert len(set(kept)) == 300
         assert (kept[0], kept[-1]) == (0, count - 1)
-    assert shortened("a" * 50, 26) == "a" * 17 + "…" + "a" * 8
+    assert shortened("a" * 50, 26) == "a" * 12 + "…" + "a" * 13
 
 
 def test_the_commands_to_repeat_a_run_can_be_pasted(tmp_path: Path) -> None:

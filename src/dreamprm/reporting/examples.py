@@ -20,7 +20,7 @@ from PIL import Image
 from dreamprm.data.rows import need, read_rows
 from dreamprm.data.trajectory import SelectionQuestion
 from dreamprm.errors import UserError
-from dreamprm.inference.evaluation import aggregate
+from dreamprm.inference.aggregation import aggregate
 
 EXAMPLES_FILE = "examples.jsonl"
 OF_EACH_KIND = 3  # right picks and wrong ones

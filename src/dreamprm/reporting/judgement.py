@@ -74,12 +74,11 @@ def _rule(name: str) -> str:
 
 def _selection_plot(key: str, picks: Picks, several: bool, intervals: str) -> Plot:
     lines = []
+    first = next((rule for rules in picks.models.values() for rule in rules), "")
     for model, rules in picks.models.items():
         votes = [rule for rule in rules if rule.startswith("vote")]
         shown = list(rules)[:1] if several else [*list(rules)[:1], *votes[:1]]
-        lines += [
-            _interval_line(f"{model}, {_rule(r)}" if several else _rule(r), rules[r]) for r in shown
-        ]
+        lines += [_interval_line(model if several else _rule(r), rules[r]) for r in shown]
     lines += [
         _interval_line(_rule(name), picks.baselines[name], shaded=False)
         for name in DRAWN_BASELINES
@@ -92,6 +91,7 @@ def _selection_plot(key: str, picks: Picks, several: bool, intervals: str) -> Pl
         "candidates N",
         "accuracy",
         f"{picks.questions:,} questions."
+        + (f" Every model: {_rule(first)}." if several else "")
         + (f" Shaded: {intervals} over questions." if intervals else ""),
         doubling=True,
         table_key="selection-curve",

@@ -18,5 +18,5 @@ def shortened(text: str, length: int) -> str:
     text = " ".join(printable(text).split())
     if len(text) <= length:
         return text
-    tail = length // 3
+    tail = length // 2  # of paths, the end tells more
     return f"{text[: length - tail - 1]}…{text[-tail:]}"
