@@ -143,7 +143,7 @@ class EarlyStoppingConfig:
     """When to stop before the last step."""
 
     patience: int = 0  # validations without getting better; 0 for never
-    metric: str = "best_of_n"
+    metric: str = "outcome_auc"  # of the validation
     mode: str = "max"
 
 
