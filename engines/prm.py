@@ -53,9 +53,25 @@ RUN_FILES = (
 class PRMEngine(ReweightingEngine):
     """Validates as its observer says: on the meta set, and what it looks at beside that."""
 
-    def __init__(self, *args: Any, observer: Observer, **parts: Any) -> None:
-        self.observer = observer
+    def __init__(self, *args: Any, observer: Observer, digest: str, **parts: Any) -> None:
+        self.observer, self.digest = observer, digest
         super().__init__(*args, **parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of every engine, and what data it is of."""
+        return super().state_dict() | {"data": self.digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues on the same data.
+
+        Raises:
+            UserError: the checkpoint is of other data.
+        """
+        if state["data"] != self.digest:
+            raise UserError(
+                "the data are not those that the run was begun with: --overwrite starts anew"
+            )
+        super().load_state_dict(state)
 
     def validation(self) -> dict[str, float]:
         """See :meth:`~dreamprm.engines.observing.Observer.look`."""
@@ -113,6 +129,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> dict
         "runs": runs,
         "weights": weights,
         "qualities": dict(config.data.synthetic.domains),
+        "test_digest": data.test_digest,
         "versions": _versions(),
     }
     _write_json(out / SUMMARY_FILE, summary)
@@ -216,6 +233,7 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
             progress="uniform" if upper is None else "learned",
         ),
         observer=build_observer(config.observe, rows, meta, data.test),
+        digest=data.digest,
     )
 
 

@@ -412,6 +412,25 @@ def test_dreamprm_train_comes_back(tmp_path: Path) -> None:
     assert [replace(row, id="") for row in back] == [replace(row, id="") for row in rows]
 
 
+def test_a_solution_that_begins_with_anothers_text_is_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        Trajectory("x", "d", "q?", ("x = 1",), (), (1.0,)),
+        Trajectory("y", "d", "q?", ("x = 12", "so 12"), (), (0.0, 0.0)),
+    ]
+    path = tmp_path / "t.json"
+    back = there_and_back(FORMATS["dreamprm-train"], rows, path)
+    assert [(row.steps, row.step_labels) for row in back] == [
+        (("x = 1",), (1.0,)),
+        (("x = 12", "so 12"), (0.0, 0.0)),
+    ]
+    records = json.loads(path.read_text())
+    path.write_text(json.dumps([*records, records[0] | {"accuracy": 0.25}]))
+    assert load_trajectories(path, "dreamprm-train")[0].step_labels == (1.0,)
+    assert "1 of 4 rows repeat a prefix with another label" in caplog.text
+
+
 def test_candidates_flatten_and_group(tmp_path: Path) -> None:
     question = {
         "id": "7",

@@ -125,6 +125,21 @@ def test_every_letter_is_a_choice() -> None:
         ("1.2", "1.2.3", False),
         ("0.3", "0.30000000000000004", True),
         ("3", "3.0000001", True),
+        # Part of something else, or not simply stated.
+        ("2", r"2\sqrt{3}", False),
+        ("2", "2^3", False),
+        ("10", "10^5", False),
+        ("3", r"3\pi", False),
+        ("3", "3x", False),
+        ("5", "5!", False),
+        ("2", r"\sqrt{2}/2", False),
+        ("6", "x = 5 or x = 6", False),
+        ("7", "not 7", False),
+        ("7", "less than 7", False),
+        ("3", "±3", False),
+        ("3", r"\pm 3", False),
+        ("90", r"90^\circ", True),
+        ("7", "He has 7 more.", True),
     ],
 )
 def test_number(right: str, text: str, expected: bool) -> None:

@@ -359,6 +359,23 @@ def test_failures_that_do_not_pass_are_one_message(
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
 
 
+def test_the_line_end_of_a_keys_file_is_no_part_of_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\r\n")
+    long = "x" * 490 + KEY  # where the message is cut off
+    with Faulty(lambda n, _: error(400, long)) as server:
+        assert main(faulty(tmp_path, server.url)) == 2
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    printed = capfd.readouterr().err
+    assert KEY[:6] not in printed
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n{KEY}")
+    assert main(faulty(tmp_path, server.url)) == 2
+    printed = capfd.readouterr().err
+    assert "holds characters that no key has" in printed
+    assert KEY[:6] not in printed
+
+
 def test_the_key_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
 

@@ -18,6 +18,7 @@ import torch
 from dreamprm import ProcessRewardModel, load_trajectories
 from dreamprm.cli import main
 from dreamprm.config import load_config, shipped_configs
+from dreamprm.data.synthetic import write_synthetic
 from dreamprm.hypergradients import METHODS
 from dreamprm.training.checkpoints import checkpoint_steps
 from dreamprm.training.metrics import read_metrics
@@ -365,17 +366,25 @@ def test_the_papers_set_up_runs_on_a_tiny_backbone(
     ]
     train = tmp_path / "train.json"
     train.write_text(json.dumps(rows))
-    files = [f"data.train=[{train}]", f"data.meta=[{SHARED / 'dreamprm_meta.json'}]", "steps=10"]
-    tiny = ["model.backbone=tiny-qwen2-vl", *files]
-    out = tmp_path / "run"
-    assert "there is no image" in refused(capsys, "train", "dreamprm", *tiny, f"out={out}")
-    command = ["train", "dreamprm", *tiny, "--out", str(out)]
-    assert main([*command, "data.images=skip_missing"]) == 0
-    printed = caplog.text
-    assert "images of 128 of 128 rows are missing" in printed
-    assert "372 of 500 rows hold a question without a step" in printed
-    assert "meta: 372 of 500 solutions left out" in printed
-    assert "all 128 usable solutions of the meta set are right" in printed
-    weights = json.loads((out / "weights.json").read_text())
-    assert set(weights) == {"ai2d", "chartqa", "m3cot"}
-    assert len(set(weights.values())) == 3
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"""
+steps: 4
+unroll_steps: 2
+validate_every: 4
+baseline: false
+out: {out}
+data: {{train: [{train}, {data}/train-b.jsonl], meta: [{data}/meta.jsonl]}}
+model: {{backbone: tiny-qwen2-vl, tiny: {{width: 32, heads: 2, layers: 1}}}}
+lower: {{learning_rate: 1e-3, batch_size: 8}}
+upper: {{learning_rate: 0.1, batch_size: 8}}
+"""
+    )
+    command = ["train", str(config)]
+    assert main(command) == 0
+    (out / "summary.json").unlink()
+    assert main([*command, "--resume"]) == 0
+    lines = train.read_text().splitlines(keepends=True)
+    train.write_text("".join(lines[:-1]))
+    assert main([*command, "--resume"]) == 2
+    assert "the data are not those that the run was begun with" in capsys.readouterr().err

@@ -58,6 +58,9 @@ def test_texts_and_messages_are_rewarded_alike(tmp_path: Path) -> None:
         [min(model.score([Trajectory("x", "", "What is 2 + 2?", tuple(steps))])[0])]
     )
     assert lowest != pytest.approx([expected], abs=1e-9)
+    for wrong in ({"aggregation": "vote"}, {"steps": "paragraph"}):
+        with pytest.raises(UserError, match="unknown"):
+            StepReward(model, **wrong)
 
 
 def test_images_come_as_a_column_or_in_the_messages(tmp_path: Path) -> None:
@@ -77,6 +80,7 @@ def test_images_come_as_a_column_or_in_the_messages(tmp_path: Path) -> None:
             {"prompts": [chat(type="image")], "images": [[opened]]},
             {"prompts": [chat(type="image")], "image": [opened]},
             {"prompts": [chat(type="image", image=opened)]},
+            {"prompts": [chat(type="image", image=opened.convert("CMYK"))]},
             {"prompts": [chat(type="image_url", image_url={"url": url})]},
         ]
         for call in calls:

@@ -58,6 +58,7 @@ def test_others_load_it_and_get_the_same_scores(
     ("name", "readout", "message"),
     [
         ("tiny-qwen2-vl", "marker", "no token classifier for backbones of type 'qwen2_vl'"),
+        ("tiny-qwen2", "conversation", "the readout 'conversation' reads steps in the turns"),
         ("tiny-qwen2", "prefix", "the readout 'prefix' reads steps in the turns of a chat"),
     ],
 )

@@ -7,6 +7,8 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
 
 from dreamprm.commands import (
     annotate,
@@ -60,11 +62,19 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: objec
         _python_showwarning(message, category, *where)  # type: ignore[arg-type]
 
 
+class _ExactParser(argparse.ArgumentParser):
+    """Takes no abbreviated options: --overwrit would overwrite."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**keywords, allow_abbrev=False)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dreamprm", description="Domain-reweighted process reward models, and kin."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"dreamprm {version('dreamprm')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_ExactParser)
     for module in (
         train,
         convert,

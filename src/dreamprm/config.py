@@ -229,6 +229,11 @@ AT_LEAST_ONE = (
     "lower.accumulate",
     "upper.accumulate",
     "data.max_tokens",
+    "lower.decay_every",
+    "upper.decay_every",
+    "model.tiny.layers",
+    "model.tiny.vision_layers",
+    "model.tiny.max_pixels",
 )
 
 
@@ -346,7 +351,7 @@ def _dotlist(override: str) -> Any:
 def _merge(base: Any, change: Any, where: str) -> Any:
     try:
         return OmegaConf.merge(base, change)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # the latter for a list for a mapping
         key = getattr(error, "full_key", None)
         at = f" at {key}" if key else ""
         raise UserError(f"{where}{at}: {_first_line(error)}") from error
@@ -388,6 +393,10 @@ def _check(config: Any, where: str) -> None:
         "model.lora.rank",
         "model.vision_cache_gb",
         "lower.weight_decay",
+        "upper.weight_decay",
+        "lower.warmup_steps",
+        "upper.warmup_steps",
+        "early_stopping.patience",
         "lower.clip",
         "upper.clip",
     ):
@@ -414,6 +423,10 @@ def _check(config: Any, where: str) -> None:
     if not config.model.lora.alpha > 0:
         raise UserError(
             f"{where}: model.lora.alpha is {config.model.lora.alpha}, expected more than 0"
+        )
+    if config.model.max_pixels is not None and config.model.max_pixels < 1:
+        raise UserError(
+            f"{where}: model.max_pixels is {config.model.max_pixels}, expected at least 1"
         )
     if config.lower.max_tokens is not None:
         if config.data.sampling != "proportional":

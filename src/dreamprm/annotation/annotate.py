@@ -56,7 +56,9 @@ def annotate(
     partial = journal_path(out, "an annotation", resume, overwrite)
     if resume and out.exists() and not partial.exists():
         _refuse_another(out, questions, config.chains)
-        log.info("%s is complete", out)
+        log.warning(
+            "%s is complete; of what model and texts is not looked at: --overwrite starts anew", out
+        )
         return
     generator = build_generator(config, questions)
     try:

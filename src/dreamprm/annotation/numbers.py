@@ -50,6 +50,16 @@ _UNITS = {
 # "\text{ cm}" and "\mathrm{cm}" are "cm"; "\," and "\$" are spaces and "$" of LaTeX.
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(r"\\[,;!: ]|\{,\}|~")
+_NOT_STATED = re.compile(
+    r"\b(?:or|not|(?:less|fewer|greater|more) than|at (?:least|most))\b|[<>≤≥≠±∓]"
+    r"|\\(?:pm|mp|neq?|leq?|geq?|lt|gt)(?![A-Za-z])",
+    re.I,
+)
+_ALTERNATIVES = re.compile(r"\b(?:or|and)\b", re.I)
+_UNIT_POWER = re.compile(r"[A-Za-z]\s*\^\s*\{?\s*$")  # before the 2 of "cm^2"
+_TOUCHED_BEFORE = re.compile(r"[\w^.{\\√_]\s*$(?<!\s)")  # "x2", "2^3", "\sqrt{2}", "√2"
+# "5!", "2^3", "2\sqrt", "3\pi", "2(x"; but degrees.
+_TOUCHED_AFTER = re.compile(r"[.,:]\d|!|√|π|[(\[]|\s*\^(?!\s*\{?\s*\\circ)|\s*\\(?!circ|%)")
 MOST_DIGITS = 400  # longer numbers and powers of ten are no answer of a question
 
 
@@ -71,23 +81,37 @@ class Quantity:
 
 
 def read_quantity(text: str) -> Quantity | None:
-    """The one number of an answer, of what is right of its last "="; None for none or several."""
+    """The one number of an answer, of what is right of its last "="; None for none or several.
+
+    A number that is part of something else (2√3, 2³, 5!, 3x, ±3), or that the text does not simply
+    state (not 7, less than 7, x = 5 or x = 6), is none: another rule may know what it means.
+    """
     text = _LATEX_SPACE.sub(lambda m: "," if m[0] == "{,}" else " ", text)
-    text = _LATEX_TEXT.sub(r" \1", text).replace("\\$", "$").rsplit("=", 1)[-1]
+    text = _LATEX_TEXT.sub(r" \1", text).replace("\\$", "$")
+    before, _, text = text.rpartition("=")
+    if _NOT_STATED.search(text) or _ALTERNATIVES.search(before):
+        return None
     found = []
     for match in _NUMBER.finditer(text):
         before, after = text[: match.start()], text[match.end() :]
-        # Part of a word, as the 2 of "x2" and "H2O", of a version or of a power of a unit.
-        if re.search(r"[\w^.{]$", before) and not match["sign"]:
+        if _UNIT_POWER.search(before):
             continue
+        if _TOUCHED_BEFORE.search(before) and not match["sign"]:
+            return None
         value = _value(match)
-        if value is None or re.match(r"[.,:]\d", after):
+        if value is None or _TOUCHED_AFTER.match(after) or not _ends(after):
             return None
         unit, power = _unit(after)
         found.append(Quantity(value, bool(match["percent"]), unit, power))
     if not found or any(item.value != found[0].value for item in found):
         return None
     return found[0]
+
+
+def _ends(after: str) -> bool:
+    """Whether a number is not the factor of a name, as in "3x"; "3m" has a unit."""
+    word = re.match(r"[A-Za-z]+", after)
+    return word is None or word[0] in _UNITS or word[0].lower() in _UNITS
 
 
 def is_quantity(text: str) -> bool:

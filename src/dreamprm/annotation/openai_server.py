@@ -58,7 +58,13 @@ class OpenAIGenerator:
                         "completions cannot send: expected prefill or instruction"
                     )
         base_url = self.server.base_url or os.environ.get("OPENAI_BASE_URL")
-        self.key = os.environ.get(self.server.api_key_env, "")
+        # A line end of the file that the key came from is no part of it.
+        self.key = os.environ.get(self.server.api_key_env, "").strip()
+        if not self.key.isprintable() or not self.key.isascii():
+            raise UserError(
+                f"the key in the environment variable {self.server.api_key_env} holds characters "
+                "that no key has, such as a line end in its middle"
+            )
         if not self.key and base_url is None:
             raise UserError(
                 f"there is no key in the environment variable {self.server.api_key_env} "
@@ -193,8 +199,9 @@ class OpenAIGenerator:
 
     def _safe(self, text: str) -> str:
         """One line without the key, which some servers repeat."""
-        line = " ".join(text.split())[:500]
-        return line.replace(self.key, "[key]") if self.key else line
+        if self.key:
+            text = text.replace(self.key, "[key]")  # before a part of it is cut off
+        return " ".join(text.split())[:500]
 
     def _body(self, request: Request) -> dict[str, Any]:
         server, config = self.server, self.config

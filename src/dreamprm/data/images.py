@@ -35,7 +35,7 @@ def read_image(path: Path) -> Image.Image:
     with _opened(path) as image:
         image.load()
         _check_size(path, image)  # some formats hold images of another size than they say
-        return _rgb(ImageOps.exif_transpose(image))
+        return upright_rgb(image)
 
 
 def image_pixels(path: Path) -> int:
@@ -85,7 +85,9 @@ def _check_size(path: Path, image: Image.Image) -> None:
         )
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, see ``read_image``."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bits(image)
     elif image.mode == "LAB":

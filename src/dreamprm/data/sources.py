@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -42,6 +44,23 @@ class RunData:
     meta: list[Trajectory]
     test: list[SelectionQuestion]
     streamed: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Of what the data are: domains, questions and outcomes, in their order."""
+        columns = self.train.columns
+        found = hashlib.sha256(json.dumps([columns.names, self.test_digest]).encode())
+        for column in (columns.domain, columns.question, columns.labelled, columns.outcome):
+            found.update(column.tobytes())
+        for row in self.meta:
+            found.update(json.dumps([row.id, row.question, row.steps, row.outcome]).encode())
+        return found.hexdigest()
+
+    @property
+    def test_digest(self) -> str:
+        """Of the test questions and their order, to know them again."""
+        keys = json.dumps([[q.id, q.question, len(q.candidates)] for q in self.test])
+        return hashlib.sha256(keys.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def domains(self) -> list[str]:

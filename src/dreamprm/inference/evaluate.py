@@ -16,7 +16,7 @@ from dreamprm.inference.aggregation import AGGREGATIONS, aggregation_named, prob
 from dreamprm.inference.evaluate_selection import Logits, SelectionSettings, evaluate_picks
 from dreamprm.inference.evaluate_steps import StepSettings, evaluate_steps
 from dreamprm.inference.examples import example_mistakes, example_solutions
-from dreamprm.inference.held_out import DataSet, selection_file, steps_file, test_set
+from dreamprm.inference.held_out import DataSet, held_out_set, selection_file, steps_file
 from dreamprm.inference.scoring import find_model
 from dreamprm.inference.significance import CONFIDENCE
 from dreamprm.journal import write_whole
@@ -106,6 +106,14 @@ def evaluate(
     """
     settings = settings or Settings()
     settings.check()
+    for given, value, files, what in (
+        ("--selection-format", settings.selection_format, selection, "--selection"),
+        ("--steps-format", settings.steps_format, steps, "--steps"),
+    ):
+        if value != "canonical" and not files:
+            raise UserError(f"{given} is {value}, but there are no files: give {what}")
+    if overwrite and out is None:
+        raise UserError("--overwrite is for an output file: give one by --out")
     if len(set(models)) != len(models) or not models:
         raise UserError(f"the models are {', '.join(models)}: expected one or more, each once")
     if out is not None and Path(out).exists() and not overwrite:
@@ -143,7 +151,7 @@ def _data(
 ) -> tuple[list[DataSet], list[DataSet]]:
     """What to pick from, and what has labelled steps."""
     if not selection and not steps:
-        found = test_set(models[0])
+        found = held_out_set(models[0], settings.images)
         labelled = [found] if any(row.has_labels for row in found.rows) else []
         return [found], labelled
     picked = [selection_file(p, settings.selection_format, settings.images) for p in selection]

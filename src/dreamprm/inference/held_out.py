@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from dreamprm.data.trajectory import SelectionQuestion, Trajectory, group_candid
 from dreamprm.errors import UserError
 from dreamprm.inference.selecting import holds_candidates
 
-CONFIG_FILE = "config.yaml"
+CONFIG_FILE, SUMMARY_FILE = "config.yaml", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,16 @@ def steps_file(path: str, format: str = "canonical", images: str = "require") ->
     return DataSet(Path(path).stem, path, [], rows)
 
 
-def test_set(run: str) -> DataSet:
+def held_out_set(run: str, images: str = "require") -> DataSet:
     """The questions that a run was tested on, by its ``config.yaml``.
 
+    Args:
+        run: its folder.
+        images: what a missing image means, where the run's config does not leave images out.
+
     Raises:
-        UserError: it is no run, it has no test set, or its data are no longer there.
+        UserError: it is no run, it has no test set, or its data are no longer there or no longer
+            the same: another split would test on questions of the training.
     """
     folder = Path(run)
     if not (folder / CONFIG_FILE).is_file():
@@ -74,11 +80,21 @@ def test_set(run: str) -> DataSet:
             f"{run} holds no {CONFIG_FILE}, its test set is not known: give --selection or --steps"
         )
     config = load_config(str(folder / CONFIG_FILE), [])
+    if images != "require":
+        config.data.images = images
     if config.data.synthetic.domains:
         # As it was written when the run began; load_data would write it anew.
         questions = load_questions(folder / "synthetic" / "test.jsonl", images=config.data.images)
     else:
-        questions = load_data(config.data, folder, config.seed).test
+        data = load_data(config.data, folder, config.seed)
+        questions = data.test
+        summary = folder / SUMMARY_FILE
+        known = json.loads(summary.read_text()).get("test_digest") if summary.is_file() else None
+        if known is not None and known != data.test_digest:
+            raise UserError(
+                f"the data of {run} have changed since it was trained, so that its test set is not "
+                "known: give --selection or --steps"
+            )
     if not questions:
         raise UserError(f"{run} has no test set: give --selection or --steps")
     return DataSet("test", run, questions, _rows(questions))

@@ -71,11 +71,15 @@ def select_file(
     folder = find_model(model)
     partial = journal_path(out, "a selection", resume, overwrite)
     sets = load_candidate_sets(data, format, images)
+    if all(len(found.solutions) == 1 for found in sets):
+        log.warning("%s holds one solution for every question: there is nothing to choose", data)
     if n is not None:
         sets = [replace(found, solutions=found.solutions[:n]) for found in sets]
     if resume and Path(out).exists() and not partial.exists():
         _refuse_another(Path(out), sets, aggregation)
-        log.info("%s is complete", out)
+        log.warning(
+            "%s is complete; of what model and texts is not looked at: --overwrite starts anew", out
+        )
         return
     prm = ProcessRewardModel.from_pretrained(folder)
     if overwrite:

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from dreamprm.data.images import upright_rgb
 from dreamprm.errors import UserError, shown
 
 Prompt = str | Sequence[Mapping[str, Any]]
@@ -60,7 +61,7 @@ def image_files(images: Iterable[Any], folder: Path) -> tuple[Path, ...]:
 def _file(image: Any, folder: Path) -> Path:
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")
+        upright_rgb(image).save(buffer, "PNG")
         data = buffer.getvalue()
     elif str(image).startswith("data:"):
         data = base64.b64decode(str(image).partition(",")[2])

@@ -16,7 +16,7 @@ from typing import Any
 
 from dreamprm.data.steps import stripped_steps
 from dreamprm.data.trajectory import Trajectory
-from dreamprm.inference.aggregation import aggregate, probability
+from dreamprm.inference.aggregation import aggregate, aggregation_named, probability
 from dreamprm.integrations.messages import Prompt, image_files, images_of, text_of
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.token_batches import MAX_TOKENS
@@ -30,6 +30,9 @@ class StepReward:
         aggregation: a key of ``dreamprm.inference.aggregation.AGGREGATIONS``.
         steps: how a completion is cut, a strategy of ``dreamprm.data.steps.split_steps``.
         max_tokens: tokens per batch, padding included.
+
+    Raises:
+        UserError: there is no such aggregation or way to cut steps.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class StepReward:
         steps: str = "auto",
         max_tokens: int = MAX_TOKENS,
     ) -> None:
+        aggregation_named(aggregation)
+        stripped_steps("", steps)
         self.model, self.aggregation = model, aggregation
         self.steps, self.max_tokens = steps, max_tokens
         self.__name__ = "step_reward"  # by which TRL logs it

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 
 from dreamprm.errors import UserError
@@ -57,9 +57,16 @@ def save_token_classifier(model: ProcessRewardModel, folder: str | Path) -> None
     classifier: Any = AutoModelForTokenClassification.from_config(config, dtype=backbone.dtype)
     classifier.base_model.load_state_dict(state_dict_of(backbone, merged=True))
     weight, bias = _row(model)
+    heads = [getattr(classifier, name, None) for name in ("score", "classifier")]
+    linear = [head for head in heads if isinstance(head, nn.Linear) and head.bias is not None]
+    if len(linear) != 1:
+        raise UserError(
+            f"the token classifier of {backbone.config.model_type!r} in transformers is no linear "
+            "map of the hidden state"
+        )
     with torch.no_grad():
-        classifier.score.weight.copy_(torch.stack([torch.zeros_like(weight), weight]))
-        classifier.score.bias.copy_(torch.stack([torch.zeros_like(bias), bias]))
+        linear[0].weight.copy_(torch.stack([torch.zeros_like(weight), weight]))
+        linear[0].bias.copy_(torch.stack([torch.zeros_like(bias), bias]))
     classifier.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
 

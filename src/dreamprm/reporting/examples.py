@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from dreamprm.data.images import read_image
 from dreamprm.data.rows import need, read_rows
 from dreamprm.data.trajectory import SelectionQuestion
 from dreamprm.errors import UserError
@@ -142,11 +141,8 @@ def read_examples(path: Path) -> list[Example]:
 
 def small_image(path: Path, side: int = IMAGE_SIDE) -> str:
     """An image as a data URL, at most ``side`` pixels on its longer side, on white."""
-    with Image.open(path) as opened:
-        image = opened.convert("RGBA")
-    image.thumbnail((side, side))
-    flat = Image.new("RGB", image.size, "white")
-    flat.paste(image, mask=image.getchannel("A"))
+    flat = read_image(path)  # as the model sees it
+    flat.thumbnail((side, side))
     encoded = {}
     for kind in ("png", "jpeg"):
         buffer = io.BytesIO()

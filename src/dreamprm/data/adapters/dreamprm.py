@@ -17,7 +17,7 @@ from dreamprm.data.adapters.format import Format
 from dreamprm.data.adapters.prefixes import longest, steps_and_labels
 from dreamprm.data.adapters.reading import Ids, Rows, checked
 from dreamprm.data.paths import relative_images
-from dreamprm.data.rows import need, read_rows
+from dreamprm.data.rows import need
 from dreamprm.data.steps import STEP_HEADING, stripped_steps
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
@@ -36,7 +36,8 @@ def read_train(path: Path) -> Iterator[tuple[str, Trajectory]]:
         UserError: a row lacks a key, or a value is wrong.
     """
     groups: dict[tuple[str, str, str], dict[str, tuple[float, str]]] = {}
-    for where, row in read_rows(path):
+    rows = Rows(path)
+    for where, row in rows:
         label = need(row, "accuracy", (int, float), where)
         if not (math.isfinite(label) and 0 <= label <= 1):
             raise UserError(f"{where}: accuracy is {label!r}, expected a number from 0 to 1")
@@ -48,7 +49,9 @@ def read_train(path: Path) -> Iterator[tuple[str, Trajectory]]:
         prefix = need(row, "add", str, where).strip()
         if not prefix:
             raise UserError(f"{where}: add is empty, expected the response up to a step")
-        groups.setdefault(key, {}).setdefault(prefix, (float(label), where))
+        first, _ = groups.setdefault(key, {}).setdefault(prefix, (float(label), where))
+        if first != label:
+            rows.note("repeat a prefix with another label, of which the first is kept")
     numbers: dict[str, int] = {}
     for (domain, question, image), prefixes in groups.items():
         labels = {text: label for text, (label, _) in prefixes.items()}

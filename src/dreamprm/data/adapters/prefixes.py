@@ -8,11 +8,25 @@ from typing import Any
 
 
 def longest(prefixes: Mapping[str, Any]) -> list[str]:
-    """The texts that no other text begins with, in the given order."""
+    """The texts that no other text continues, in the given order."""
     ordered = sorted(prefixes)
-    # In sorted order the texts that begin with one follow it at once.
-    inner = {a for a, b in itertools.pairwise(ordered) if b.startswith(a)}
+    inner = set()
+    for place, text in enumerate(ordered, start=1):
+        for other in itertools.islice(ordered, place, None):
+            # In sorted order the texts that begin with one follow it at once.
+            if not other.startswith(text):
+                break
+            if continues(other, text):
+                inner.add(text)
+                break
     return [text for text in prefixes if text not in inner]
+
+
+def continues(text: str, prefix: str) -> bool:
+    """Whether a text goes on where a step of it ends: "x = 12" does not continue "x = 1"."""
+    if not text.startswith(prefix):
+        return False
+    return len(text) == len(prefix) or text[len(prefix)].isspace() or prefix[-1:].isspace()
 
 
 def steps_and_labels(
@@ -25,7 +39,7 @@ def steps_and_labels(
         prefixes: texts and the label of the last step of each; others than its own are passed over.
         cuts: places where a step ends too; it has no label where no prefix ends.
     """
-    labels = {len(text): label for text, label in prefixes.items() if solution.startswith(text)}
+    labels = {len(text): label for text, label in prefixes.items() if continues(solution, text)}
     steps: list[str] = []
     step_labels: list[float | None] = []
     begin = 0
