@@ -366,7 +366,46 @@ def test_the_papers_set_up_runs_on_a_tiny_backbone(
     ]
     train = tmp_path / "train.json"
     train.write_text(json.dumps(rows))
-    config = tmp_path / "config.yaml"
+    files = [f"data.train=[{train}]", f"data.meta=[{SHARED / 'dreamprm_meta.json'}]", "steps=10"]
+    tiny = ["model.backbone=tiny-qwen2-vl", *files]
+    out = tmp_path / "run"
+    assert "there is no image" in refused(capsys, "train", "dreamprm", *tiny, f"out={out}")
+    command = ["train", "dreamprm", *tiny, "--out", str(out)]
+    assert main([*command, "data.images=skip_missing"]) == 0
+    printed = caplog.text
+    assert "images of 128 of 128 rows are missing" in printed
+    assert "372 of 500 rows hold a question without a step" in printed
+    assert "meta: 372 of 500 solutions left out" in printed
+    assert "all 128 usable solutions of the meta set are right" in printed
+    weights = json.loads((out / "weights.json").read_text())
+    assert set(weights) == {"ai2d", "chartqa", "m3cot"}
+    assert len(set(weights.values())) == 3
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "lower.decay_every=0",
+        "model.max_pixels=-10",
+        "upper.weight_decay=-1",
+        "lower.warmup_steps=-5",
+        "model.tiny.layers=0",
+        "early_stopping.patience=-1",
+        "data.synthetic.domains=[]",
+    ],
+)
+def test_values_out_of_range_are_one_message(
+    override: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--out", str(tmp_path / "run"), *SMALL, override]) == 2
+    assert override.partition("=")[0] in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_data_are_no_resumed_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    write_synthetic(data, {"a": "clean", "b": "random"}, 24, 40, 6, 8, 0)
+    train, config = data / "train-a.jsonl", tmp_path / "config.yaml"
     config.write_text(
         f"""
 steps: 4
@@ -380,11 +419,20 @@ lower: {{learning_rate: 1e-3, batch_size: 8}}
 upper: {{learning_rate: 0.1, batch_size: 8}}
 """
     )
-    command = ["train", str(config)]
-    assert main(command) == 0
+    assert main(["train", str(config)]) == 0
     (out / "summary.json").unlink()
-    assert main([*command, "--resume"]) == 0
+    assert main(["train", str(config), "--resume"]) == 0
     lines = train.read_text().splitlines(keepends=True)
     train.write_text("".join(lines[:-1]))
-    assert main([*command, "--resume"]) == 2
+    assert main(["train", str(config), "--resume"]) == 2
     assert "the data are not those that the run was begun with" in capsys.readouterr().err
+
+
+def test_options_are_not_abbreviated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "scores.jsonl"
+    out.write_text("kept")
+    with pytest.raises(SystemExit) as ended:
+        main(["score", "m", "d.jsonl", "--out", str(out), "--overwrit"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --overwrit" in capsys.readouterr().err
+    assert out.read_text() == "kept"
