@@ -14,12 +14,17 @@ from pathlib import Path
 
 from dreamprm.config import load_config
 from dreamprm.data.sources import load_data
+from dreamprm.data.trajectory import Trajectory
 from dreamprm.engines.observing import build_observer
 from dreamprm.engines.prm import build_engine
 from dreamprm.training.metrics import MetricsLog
 
 REPEATS = 3
 OFF = {"questions": 0, "solutions": 0, "samples": 0}
+
+
+def _any(row: Trajectory) -> bool:
+    return True
 
 
 def main(overrides: list[str], folder: Path) -> None:
@@ -33,7 +38,7 @@ def main(overrides: list[str], folder: Path) -> None:
     }  # fmt: skip
     for name, changes in parts.items():
         observed = replace(config.observe, **changes)
-        observer = build_observer(observed, data.train, engine.observer.meta, data.test)
+        observer = build_observer(observed, data.train, engine.observer.meta, data.test, _any)
         observer.look(model)
         start = time.process_time()
         for step in range(REPEATS):
@@ -45,7 +50,7 @@ def main(overrides: list[str], folder: Path) -> None:
         seconds = (time.process_time() - start) / REPEATS
         print(json.dumps({"observed": name, "seconds": round(seconds, 3)}), flush=True)
     engine.train_iters, engine.config.run_directory, engine.valid_step = 20, None, 10**9
-    engine.observer = build_observer(replace(config.observe, **OFF), data.train, [], [])
+    engine.observer = build_observer(replace(config.observe, **OFF), data.train, [], [], _any)
     start = time.process_time()
     engine.run()
     seconds = (time.process_time() - start) / engine.train_iters

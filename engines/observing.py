@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +87,7 @@ def build_observer(
     train: Sequence[Trajectory],
     meta: list[Trajectory],
     test: Sequence[SelectionQuestion],
+    fits: Callable[[Trajectory], bool],
 ) -> Observer:
     """Chooses what is looked at, the same in every validation.
 
@@ -93,8 +95,10 @@ def build_observer(
         config: how much.
         train, meta, test: the data of the run. Without a test set, the selection is observed on
             the questions of the meta set that have right and wrong solutions.
+        fits: whether a solution is short enough; of data on disk that is not known before.
     """
-    source, questions = "test", list(test[: config.questions])
+    short = (question for question in test if all(map(fits, question.trajectories())))
+    source, questions = "test", list(itertools.islice(short, config.questions))
     if not test:
         groups = group_candidates(meta)[:DRAWN_FROM] if config.questions else []
         mixed = [g for g in groups if len({c.correct for c in g.candidates}) == 2]
@@ -106,7 +110,7 @@ def build_observer(
             row = train[i * len(train) // count]
             rows = by_domain.setdefault(row.domain, []) if len(by_domain) < DOMAINS else None
             rows = by_domain.get(row.domain) if rows is None else rows
-            if rows is not None and len(rows) < config.solutions:
+            if rows is not None and len(rows) < config.solutions and fits(row):
                 rows.append(row)
     return Observer(meta, questions, source, dict(sorted(by_domain.items())), config.samples)
 

@@ -232,7 +232,7 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
             checkpoint_every=config.checkpoint_every,
             progress="uniform" if upper is None else "learned",
         ),
-        observer=build_observer(config.observe, rows, meta, data.test),
+        observer=build_observer(config.observe, rows, meta, data.test, fits),
         digest=data.digest,
     )
 

@@ -138,7 +138,9 @@ def test_the_selection_is_the_expected_best_of_n() -> None:
     meta = [solution(i, f"q{i // 2}", "a" * (i % 2 + 1), i % 2 == 1) for i in range(8)]
     config = ObserveConfig(questions=5, solutions=2, samples=3)
     model: Any = ByLength()
-    observer = build_observer(config, meta, meta, [SelectionQuestion("q", "?", candidates)])
+    observer = build_observer(
+        config, meta, meta, [SelectionQuestion("q", "?", candidates)], lambda row: True
+    )
     assert observer.look(model) == {
         "outcome_auc": 1.0,
         "test_best_of_2": pytest.approx(2 / 6),
@@ -150,7 +152,7 @@ def test_the_selection_is_the_expected_best_of_n() -> None:
     assert set(observer.figures()) == {"scored_steps"}
     # Without a test set: the questions of the meta set that have right and wrong solutions.
     alike = [solution(9, "alike", "aa", True), solution(10, "alike", "a", True)]
-    observer = build_observer(config, meta, [*meta, *alike], [])
+    observer = build_observer(config, meta, [*meta, *alike], [], lambda row: True)
     assert len(observer.questions) == 4
     assert observer.look(model)["meta_best_of_2"] == 1.0
 
