@@ -90,6 +90,7 @@ def test_images_come_as_a_column_or_in_the_messages(tmp_path: Path) -> None:
         reward([chat(type="image_url", image_url={"url": "https://example.org/a.png"})], ["Red."])
 
 
+@needs_shared
 def test_grpo_trains_on_it(tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     save_generator(folder)
