@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dreamprm.data.batches import BatchStream
 from dreamprm.data.trajectory import Candidate, SelectionQuestion, Trajectory
-from dreamprm.engines.prm import meta_batches
+from dreamprm.engines.batches import meta_batches
 from dreamprm.errors import UserError
 from dreamprm.inference.aggregation import aggregate, mean_logit
 from dreamprm.inference.evaluation import auc, evaluate_selection

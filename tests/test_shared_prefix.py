@@ -18,9 +18,9 @@ from dreamprm.data.trajectory import Trajectory
 from dreamprm.models.build import build_model
 from dreamprm.models.families import FAMILIES
 from dreamprm.models.reward_model import ProcessRewardModel
+from dreamprm.models.scoring_batches import Tally, TokenBatch, token_batches
 from dreamprm.models.shared_prefix import can_share_prefixes
 from dreamprm.models.tiny import TINY_BACKBONES
-from dreamprm.models.token_batches import Tally, TokenBatch, token_batches
 
 Case = tuple[ProcessRewardModel, list[Trajectory]]
 

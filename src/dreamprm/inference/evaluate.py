@@ -21,7 +21,7 @@ from dreamprm.inference.scoring import find_model
 from dreamprm.inference.significance import CONFIDENCE
 from dreamprm.journal import write_whole
 from dreamprm.models.reward_model import ProcessRewardModel
-from dreamprm.models.token_batches import MAX_TOKENS
+from dreamprm.models.scoring_batches import MAX_TOKENS
 
 SCHEMA = "dreamprm-evaluation-1"
 TOTAL = "total"

@@ -20,7 +20,7 @@ from dreamprm.inference.aggregation import aggregate, probabilities, probability
 from dreamprm.journal import Journal, journal_path, write_whole
 from dreamprm.models.fingerprint import weights_digest
 from dreamprm.models.reward_model import SETTINGS_FILE, ProcessRewardModel
-from dreamprm.models.token_batches import MAX_TOKENS, Tally
+from dreamprm.models.scoring_batches import MAX_TOKENS, Tally
 from dreamprm.progress import progress_bar
 
 log = logging.getLogger("dreamprm")

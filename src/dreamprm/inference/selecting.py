@@ -18,7 +18,7 @@ from dreamprm.inference.scoring import find_model, fingerprint, journalled_logit
 from dreamprm.inference.selection import choose
 from dreamprm.journal import Journal, journal_path, write_whole
 from dreamprm.models.reward_model import ProcessRewardModel
-from dreamprm.models.token_batches import MAX_TOKENS
+from dreamprm.models.scoring_batches import MAX_TOKENS
 
 log = logging.getLogger("dreamprm")
 

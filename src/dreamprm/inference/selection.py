@@ -17,7 +17,7 @@ from dreamprm.data.trajectory import SelectionQuestion
 from dreamprm.inference.aggregation import aggregate, probabilities, split_rule
 from dreamprm.inference.answers import normalised_answer
 from dreamprm.models.reward_model import ProcessRewardModel
-from dreamprm.models.token_batches import MAX_TOKENS
+from dreamprm.models.scoring_batches import MAX_TOKENS
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dreamprm.data.trajectory import Trajectory
 from dreamprm.inference.aggregation import aggregate, aggregation_named, probability
 from dreamprm.integrations.messages import Prompt, image_files, images_of, text_of
 from dreamprm.models.reward_model import ProcessRewardModel
-from dreamprm.models.token_batches import MAX_TOKENS
+from dreamprm.models.scoring_batches import MAX_TOKENS
 
 
 class StepReward:

@@ -27,12 +27,12 @@ from dreamprm.models.families import family_of
 from dreamprm.models.images import FamilyImages
 from dreamprm.models.lora import Adapter, load_backbone, save_backbone
 from dreamprm.models.readouts import head_of, one_token, readout_named
+from dreamprm.models.scoring_batches import MAX_TOKENS, TokenBatch, token_batches
 from dreamprm.models.shared_prefix import (
     can_share_prefixes,
     encode_groups,
     last_hidden_state,
 )
-from dreamprm.models.token_batches import MAX_TOKENS, TokenBatch, token_batches
 from dreamprm.progress import progress_bar
 
 log = logging.getLogger("dreamprm")

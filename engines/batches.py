@@ -1,0 +1,108 @@
+"""The batches of a run's two levels, from its config."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from dreamprm.config import Config
+from dreamprm.data.batches import BatchStream
+from dreamprm.data.encoding import Encoder
+from dreamprm.data.table import TrajectoryTable
+from dreamprm.data.token_batches import TokenBatchStream
+from dreamprm.data.trajectory import Trajectory
+from dreamprm.errors import UserError
+from dreamprm.problems.meta_losses import NEEDS_BOTH_OUTCOMES
+
+log = logging.getLogger("dreamprm")
+
+
+def train_batches(
+    config: Config,
+    rows: TrajectoryTable,
+    encode: Encoder,
+    fits: Callable[[Trajectory], bool] | None = None,
+) -> BatchStream:
+    """Micro-batches of the lower level: sampled as ``data.sampling`` says, or filled by tokens.
+
+    Args:
+        config: of the run.
+        rows: the training set.
+        encode: collates.
+        fits: whether a solution is short enough, where that has not been looked at yet.
+    """
+    size = config.lower.batch_size // config.lower.accumulate
+    if config.lower.max_tokens is not None:
+        lengths = [_tokens(encode, row, config.lower.max_tokens) for row in rows]
+        filled = TokenBatchStream(rows, lengths, config.lower.max_tokens, size, encode, config.seed)
+        log.info("batches filled by tokens: %.1f %% padding", 100 * filled.padding())
+        return filled
+    groups = None if config.data.sampling == "proportional" else rows.groups()
+    stream = BatchStream(rows, size, encode, config.seed, groups, config.data.temperature, fits)
+    if fits is not None:
+        stream.indices(0)  # what fits nowhere is found before the run begins
+    return stream
+
+
+def _tokens(encode: Encoder, row: Trajectory, most: int) -> int:
+    """The tokens of a solution in a batch, in all of its rows.
+
+    Raises:
+        UserError: they are more than a batch may have.
+    """
+    found = encode.rows(row)
+    tokens = len(found) * max(len(ids) for ids, _ in found)
+    if tokens > most:
+        raise UserError(
+            f"training solution {row.id!r} is {len(found)} rows of at most {tokens // len(found)} "
+            f"tokens, which lower.max_tokens={most} cannot hold"
+        )
+    return tokens
+
+
+def meta_batches(
+    rows: list[Trajectory], meta_loss: str, batch_size: int, encode: Encoder, seed: int
+) -> BatchStream:
+    """Batches of the meta set, with what the meta loss needs in every one of them.
+
+    For a level-invariant loss: whole questions with right and wrong solutions where the meta set
+    has several solutions to a question; else as many right solutions as wrong ones.
+
+    Raises:
+        UserError: the meta set has one outcome only, and the loss compares right with wrong.
+    """
+    outcomes = {bool(row.outcome) for row in rows}
+    if len(outcomes) == 1:
+        only = "right" if True in outcomes else "wrong"
+        if meta_loss in NEEDS_BOTH_OUTCOMES:
+            raise UserError(
+                f"all {len(rows)} usable solutions of the meta set are {only}: "
+                f"meta_loss={meta_loss} compares right with wrong ones; add the others, "
+                "or take meta_loss=aggregation_mse"
+            )
+        log.warning(
+            "all %d usable solutions of the meta set are %s: aggregation_mse will reward "
+            "whatever moves all scores that way",
+            len(rows),
+            only,
+        )
+    if meta_loss not in NEEDS_BOTH_OUTCOMES:
+        return BatchStream(rows, batch_size, encode, seed)
+    if batch_size < 2:
+        raise UserError(
+            f"upper.batch_size is {batch_size} (a micro-batch); meta_loss={meta_loss} needs 2"
+        )
+    questions: dict[Any, list[Trajectory]] = {}
+    for row in rows:
+        questions.setdefault(row.question_key, []).append(row)
+    mixed = [group for group in questions.values() if len({row.outcome for row in group}) == 2]
+    if mixed and len(questions) > 1:
+        average = sum(map(len, mixed)) / len(mixed)
+        return BatchStream(
+            mixed,
+            max(1, round(batch_size / average)),
+            lambda groups: encode([row for group in groups for row in group]),
+            seed,
+        )
+    return BatchStream(rows, batch_size, encode, seed, [str(row.outcome) for row in rows])
