@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from dreamprm.config import Config, OptimizerConfig, save_config
+from dreamprm.config import Config, OptimizerConfig
+from dreamprm.config_reading import save_config
 from dreamprm.data.sources import RunData, load_data, usable_meta, usable_train
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.engines.base import EngineConfig

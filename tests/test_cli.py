@@ -17,7 +17,8 @@ import torch
 
 from dreamprm import ProcessRewardModel, load_trajectories
 from dreamprm.cli import main
-from dreamprm.config import load_config, shipped_configs
+from dreamprm.config import load_config
+from dreamprm.config_reading import shipped_configs
 from dreamprm.data.synthetic import write_synthetic
 from dreamprm.hypergradients import METHODS
 from dreamprm.training.checkpoints import checkpoint_steps

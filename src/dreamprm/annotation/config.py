@@ -9,7 +9,8 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from dreamprm.annotation.grading import RULES
-from dreamprm.config import TinyConfig, check_values, read_config
+from dreamprm.config import TinyConfig
+from dreamprm.config_reading import check_values, read_config
 from dreamprm.errors import UserError, unknown_name
 
 

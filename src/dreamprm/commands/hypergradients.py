@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
     import json
     from dataclasses import asdict
 
-    from dreamprm.config import read_options
+    from dreamprm.config_reading import read_options
     from dreamprm.hypergradients import METHODS
     from dreamprm.hypergradients.catalogue import describe
     from dreamprm.inference.tables import method_tables

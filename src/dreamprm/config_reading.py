@@ -1,0 +1,150 @@
+"""How a config is read: YAML and ``key=value`` words by OmegaConf, over a dataclass of its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dreamprm.errors import UserError, unknown_name
+
+Schema = TypeVar("Schema")
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configs that come with the package."""
+    folder = resources.files("dreamprm.configs")
+    return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def read_config(
+    config: str,
+    overrides: list[str],
+    schema: type[Schema],
+    check: Callable[[Any, str], None],
+) -> Schema:
+    """Reads a config and checks every value of it.
+
+    Args:
+        config: a path, or the name of a shipped config.
+        overrides: ``key=value``, dots for what is nested.
+        schema: the dataclass whose fields are the keys.
+        check: refuses values out of their range; takes the config and its name for messages.
+
+    Raises:
+        UserError: the file is missing, or a key is not known, or a value is of the wrong type or
+            out of its range; the message names file, key, what was found and what was expected.
+    """
+    text, where = _read(config)
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{where} holds {type(found).__name__}, expected keys and values")
+    merged = OmegaConf.structured(schema)
+    _refuse_unknown(found, schema, where)
+    merged = _merge(merged, OmegaConf.create(found), where)
+    for override in overrides:
+        _key, equals, _ = override.partition("=")
+        if not equals:
+            raise UserError(f"{override!r} is not of the form key=value")
+        _refuse_unknown(OmegaConf.to_container(_dotlist(override)), schema, f"{override!r}")
+        merged = _merge(merged, _dotlist(override), f"{override!r}")
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise UserError(f"{where} gives no value for {', '.join(missing)}")
+    check(merged, where)
+    result = OmegaConf.to_object(merged)
+    assert isinstance(result, schema)
+    return result
+
+
+def check_values(
+    config: Any, where: str, choices: Mapping[str, Sequence[str]], at_least_one: Sequence[str]
+) -> None:
+    """Refuses a value that is none of its key's choices, and a number below 1.
+
+    Raises:
+        UserError: names the key and what was found.
+    """
+    for key, known in choices.items():
+        value = OmegaConf.select(config, key)
+        if value not in known:
+            raise UserError(f"{where}: " + unknown_name(f"value of {key}", str(value), known))
+    for key in at_least_one:
+        value = OmegaConf.select(config, key)
+        if value < 1:
+            raise UserError(f"{where}: {key} is {value}, expected at least 1")
+
+
+def read_options(words: list[str]) -> dict[str, Any]:
+    """``key=value`` words as a dict, values read as in YAML.
+
+    Raises:
+        UserError: a word cannot be read so.
+    """
+    return {
+        str(key): value
+        for word in words
+        for key, value in (OmegaConf.to_container(_dotlist(word)) or {}).items()  # type: ignore[union-attr]
+    }
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Writes a config with every value resolved."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _read(config: str) -> tuple[str, str]:
+    path = Path(config)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise UserError(f"there is no config file {config}")
+        try:
+            return path.read_text(encoding="utf-8"), config
+        except UnicodeDecodeError as error:
+            raise UserError(f"{config} is not UTF-8 text: {error}") from error
+    if config not in shipped_configs():
+        raise UserError(unknown_name("config", config, shipped_configs()))
+    return (resources.files("dreamprm.configs") / f"{config}.yaml").read_text(), config
+
+
+def _dotlist(override: str) -> Any:
+    try:
+        return OmegaConf.from_dotlist([override])
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{override!r} cannot be read: {_first_line(error)}") from error
+
+
+def _merge(base: Any, change: Any, where: str) -> Any:
+    try:
+        return OmegaConf.merge(base, change)
+    except (OmegaConfBaseException, TypeError) as error:  # the latter for a list for a mapping
+        key = getattr(error, "full_key", None)
+        at = f" at {key}" if key else ""
+        raise UserError(f"{where}{at}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _refuse_unknown(found: Any, schema: type, where: str, prefix: str = "") -> None:
+    """Names the nearest right key for one that does not exist."""
+    if not isinstance(found, dict):
+        return
+    known = {f.name: f for f in fields(schema)}
+    for key, value in found.items():
+        if key not in known:
+            full = [prefix + name for name in known]
+            raise UserError(f"{where}: " + unknown_name("key", f"{prefix}{key}", full))
+        inner = known[key].default_factory
+        if isinstance(inner, type) and is_dataclass(inner):
+            _refuse_unknown(value, inner, where, f"{prefix}{key}.")
