@@ -84,7 +84,10 @@ def test_a_killed_scoring_resumes_to_the_same_bytes(
     rows = solutions()
     assert sorted(done + scored) == sorted(str(i) for i, row in enumerate(rows) if row.steps)
     assert out.read_bytes() == (folder / "whole.jsonl").read_bytes()
-    assert [path.name for path in tmp_path.iterdir()] == ["scores.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "scores.jsonl",
+        "scores.jsonl.origin",
+    ]
 
 
 def test_scores_are_in_the_order_of_the_file(folder: Path) -> None:
@@ -128,14 +131,14 @@ def test_an_output_is_not_lost(
     out.write_text("mine")
     Path(f"{out}.partial").unlink()
     assert "--overwrite replaces it" in refused()
-    assert "holds no scores" in refused("--resume")
-    out.write_text('{"id": "x"}\n')
-    assert "scores of other solutions" in refused("--resume")
+    assert "which says what it is of, is not" in refused("--resume")
     assert score(folder, out, "--overwrite") == 0
     assert out.read_bytes() == (folder / "whole.jsonl").read_bytes()
     written = out.stat().st_mtime_ns
     assert score(folder, out, "--resume") == 0  # complete: there is nothing to do
     assert out.stat().st_mtime_ns == written
+    assert score(other, out, "--resume") == 2  # of another model and another question
+    assert "is of another model, solutions" in capsys.readouterr().err
     out = tmp_path
     assert "is a folder" in refused()
     files = [str(folder / "model"), str(folder / "data.jsonl")]

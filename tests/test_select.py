@@ -98,7 +98,10 @@ def test_a_killed_selection_resumes_to_the_same_bytes(
     assert scored
     assert sorted(done + scored) == sorted(str(i) for i, row in enumerate(rows) if row.steps)
     assert out.read_bytes() == (folder / "whole.jsonl").read_bytes()
-    assert [path.name for path in tmp_path.iterdir()] == ["choices.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "choices.jsonl",
+        "choices.jsonl.origin",
+    ]
 
 
 def test_by_a_vote_among_the_first_n(folder: Path, tmp_path: Path) -> None:
@@ -153,11 +156,11 @@ def test_what_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert not list(tmp_path.iterdir())
     out.write_text('{"id": "q0", "aggregation": "min", "candidates": []}\n')
     assert "is there already" in refused()
-    assert "by another aggregation" in refused("--resume")
+    assert "which says what it is of, is not" in refused("--resume")
     assert main(command(folder, out, "--overwrite")) == 0
     assert out.read_bytes() == (folder / "whole.jsonl").read_bytes()
     assert main(command(folder, out, "--resume")) == 0  # complete
-    assert "by another aggregation" in refused("--resume", "--aggregation", "max")
+    assert "is of another --aggregation" in refused("--resume", "--aggregation", "max")
 
 
 def test_a_model_that_gives_no_numbers_chooses_nothing(

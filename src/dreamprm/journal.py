@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,10 +69,48 @@ class Journal:
             self._file.close()
             self._kept, self._file = self.path.stat().st_size, None
 
-    def remove(self) -> None:
-        """Deletes the file, which has done its service."""
+    def finish(
+        self, out: str | Path, lines: Sequence[str], rule: Mapping[str, Any] | None = None
+    ) -> None:
+        """Writes the output, whole or not at all, and what it is of beside it; deletes the journal.
+
+        Args:
+            out: the output file.
+            lines: of it.
+            rule: what the output is a function of too, but not the pieces.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        write_whole(out, lines)
+        write_whole(_origin(out), [json.dumps(self.of | dict(rule or {}))])
         self.close()
         self.path.unlink(missing_ok=True)
+
+
+def is_finished(out: str | Path, of: Mapping[str, Any]) -> bool:
+    """Whether an output is there whole, by ``Journal.finish``, and no journal is.
+
+    Raises:
+        UserError: it is there, but of another work, or nobody knows of which.
+    """
+    if not Path(out).exists() or Path(f"{out}.partial").exists():
+        return False
+    try:
+        known = json.loads(_origin(out).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{out} is there, but {_origin(out)}, which says what it is of, is not: "
+            "--overwrite replaces both"
+        ) from error
+    changed = sorted(key for key in {*known, *of} if known.get(key) != of.get(key))
+    if changed:
+        raise UserError(f"{out} is of another {', '.join(changed)}: --overwrite replaces it")
+    return True
+
+
+def _origin(out: str | Path) -> Path:
+    return Path(f"{out}.origin")
 
 
 def journal_path(out: str | Path, what: str, resume: bool, overwrite: bool) -> Path:

@@ -16,9 +16,8 @@ from dreamprm.annotation.generators import Generator, Reply, Request, build_gene
 from dreamprm.annotation.grading import check_rules, rule_of
 from dreamprm.annotation.questions import Question, load_answered_questions
 from dreamprm.annotation.solutions import Annotated, Course, course
-from dreamprm.data.rows import read_rows
 from dreamprm.errors import UserError
-from dreamprm.journal import Journal, journal_path, write_whole
+from dreamprm.journal import Journal, is_finished, journal_path, write_whole
 from dreamprm.progress import progress_bar
 
 log = logging.getLogger("dreamprm")
@@ -54,23 +53,20 @@ def annotate(
     if dry_run:
         return
     partial = journal_path(out, "an annotation", resume, overwrite)
-    if resume and out.exists() and not partial.exists():
-        _refuse_another(out, questions, config.chains)
-        log.warning(
-            "%s is complete; of what model and texts is not looked at: --overwrite starts anew", out
-        )
-        return
     generator = build_generator(config, questions)
     try:
+        of = _fingerprint(config, questions, generator)
+        if resume and is_finished(out, of):
+            log.info("%s is complete", out)
+            return
         if overwrite:
             partial.unlink(missing_ok=True)
-        journal = Journal(partial, _fingerprint(config, questions, generator))
+        journal = Journal(partial, of)
         annotated = _run(config, questions, generator, journal)
     finally:
         generator.close()
     write_whole(counts_path(out), [_json(item.count_record()) for item in annotated])
-    write_whole(out, [_json(item.trajectory.to_record(out.parent)) for item in annotated])
-    journal.remove()
+    journal.finish(out, [_json(item.trajectory.to_record(out.parent)) for item in annotated])
     log.info("%s", _summary(annotated))
 
 
@@ -262,12 +258,6 @@ def _check_images(questions: Sequence[Question], folder: Path) -> None:
                     f"image {path} is outside {folder}, the folder of out: expected out in a "
                     "folder that holds the images, as paths in it are relative to it"
                 )
-
-
-def _refuse_another(out: Path, questions: Sequence[Question], chains: int) -> None:
-    found = [row.get("id") for _, row in read_rows(out)]
-    if found != [f"{question.id}/{n}" for question in questions for n in range(chains)]:
-        raise UserError(f"{out} holds solutions of other questions: --overwrite replaces them")
 
 
 def _summary(annotated: Sequence[Annotated]) -> str:

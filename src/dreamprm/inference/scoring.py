@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from dreamprm.data.formats import load_trajectories
-from dreamprm.data.rows import read_rows
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError, need_whole
 from dreamprm.inference.aggregation import aggregate, probabilities, probability
-from dreamprm.journal import Journal, journal_path, write_whole
+from dreamprm.journal import Journal, is_finished, journal_path
 from dreamprm.models.fingerprint import weights_digest
 from dreamprm.models.reward_model import SETTINGS_FILE, ProcessRewardModel
 from dreamprm.models.scoring_batches import MAX_TOKENS, Tally
@@ -56,21 +55,22 @@ def score_file(
     folder = find_model(model)
     partial = _partial(out, resume, overwrite)
     rows = load_trajectories(data, format, images=images)
-    if out is not None and resume and Path(out).exists() and not Path(f"{out}.partial").exists():
-        _refuse_another(Path(out), rows)
-        log.warning("%s is complete; of which model is not looked at: --overwrite scores anew", out)
-        return
     prm = ProcessRewardModel.from_pretrained(folder)
-    if partial and overwrite:
-        partial.unlink(missing_ok=True)
-    journal = Journal(partial, fingerprint(prm, rows, max_tokens)) if partial else None
+    journal = None
+    if partial is not None and out is not None:
+        of = fingerprint(prm, rows, max_tokens)
+        if resume and is_finished(out, of):
+            log.info("%s is complete", out)
+            return
+        if overwrite:
+            partial.unlink(missing_ok=True)
+        journal = Journal(partial, of)
     logits = journalled_logits(prm, rows, max_tokens, journal, "score")
     lines = [_line(row, found) for row, found in zip(rows, logits, strict=True)]
     if out is None or journal is None:
         sys.stdout.writelines(line + "\n" for line in lines)
         return
-    write_whole(out, lines)
-    journal.remove()
+    journal.finish(out, lines)
 
 
 def find_model(path: str) -> Path:
@@ -162,12 +162,3 @@ def _partial(out: str | None, resume: bool, overwrite: bool) -> Path | None:
             raise UserError("--resume and --overwrite are for an output file: give one by --out")
         return None
     return journal_path(out, "a scoring", resume, overwrite)
-
-
-def _refuse_another(path: Path, rows: Sequence[Trajectory]) -> None:
-    try:
-        found = [row.get("id") for _, row in read_rows(path)] if path.suffix == ".jsonl" else None
-    except UserError as error:
-        raise UserError(f"{path} holds no scores, --overwrite replaces it: {error}") from error
-    if found is not None and found != [row.id for row in rows]:
-        raise UserError(f"{path} holds scores of other solutions: --overwrite replaces them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Hashable, Sequence
@@ -12,11 +13,11 @@ from typing import Any
 from dreamprm.data.formats import load_questions, load_trajectories
 from dreamprm.data.rows import read_rows
 from dreamprm.data.trajectory import Trajectory
-from dreamprm.errors import UserError, need_whole
+from dreamprm.errors import need_whole
 from dreamprm.inference.aggregation import probabilities, split_rule
 from dreamprm.inference.scoring import find_model, fingerprint, journalled_logits
 from dreamprm.inference.selection import choose
-from dreamprm.journal import Journal, journal_path, write_whole
+from dreamprm.journal import Journal, is_finished, journal_path
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.scoring_batches import MAX_TOKENS
 
@@ -75,24 +76,20 @@ def select_file(
         log.warning("%s holds one solution for every question: there is nothing to choose", data)
     if n is not None:
         sets = [replace(found, solutions=found.solutions[:n]) for found in sets]
-    if resume and Path(out).exists() and not partial.exists():
-        _refuse_another(Path(out), sets, aggregation)
-        log.warning(
-            "%s is complete; of what model and texts is not looked at: --overwrite starts anew", out
-        )
-        return
     prm = ProcessRewardModel.from_pretrained(folder)
+    rows = [row for found in sets for row in found.solutions]
+    of = fingerprint(prm, rows, max_tokens)
+    # What the choice is a function of, but the scores are not: by another rule they are as good.
+    rule = {"--aggregation": aggregation, "answers": _answers(rows)}
+    if resume and is_finished(out, of | rule):
+        log.info("%s is complete", out)
+        return
     if overwrite:
         partial.unlink(missing_ok=True)
-    rows = [row for found in sets for row in found.solutions]
-    # The rule is not part of it: by another one, the same scores are as good.
-    journal = Journal(partial, fingerprint(prm, rows, max_tokens))
+    journal = Journal(partial, of)
     logits = iter(journalled_logits(prm, rows, max_tokens, journal, "select"))
-    write_whole(
-        out,
-        [_line(found, [next(logits) for _ in found.solutions], aggregation) for found in sets],
-    )
-    journal.remove()
+    lines = [_line(found, [next(logits) for _ in found.solutions], aggregation) for found in sets]
+    journal.finish(out, lines, rule)
 
 
 def load_candidate_sets(
@@ -147,18 +144,6 @@ def _line(found: CandidateSet, logits: Sequence[list[float]], aggregation: str) 
     return json.dumps(line)
 
 
-def _refuse_another(path: Path, sets: Sequence[CandidateSet], aggregation: str) -> None:
-    try:
-        lines = [row for _, row in read_rows(path)] if path.suffix == ".jsonl" else None
-    except UserError as error:
-        raise UserError(f"{path} holds no selection, --overwrite replaces it: {error}") from error
-    if lines is None:
-        return
-    found = [
-        (line.get("id"), line.get("aggregation"), len(line.get("candidates", ()))) for line in lines
-    ]
-    if found != [(s.id, aggregation, len(s.solutions)) for s in sets]:
-        raise UserError(
-            f"{path} holds a selection of other candidates or by another aggregation: "
-            "--overwrite replaces it"
-        )
+def _answers(rows: Sequence[Trajectory]) -> str:
+    """A digest of the ids and answers, which votes and the output are of."""
+    return hashlib.sha256(json.dumps([[row.id, row.answer] for row in rows]).encode()).hexdigest()
