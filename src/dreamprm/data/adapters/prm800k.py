@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamprm.data.adapters.format import Format, hard_label
-from dreamprm.data.adapters.reading import Rows, checked, one_of, without_blank_steps
+from dreamprm.data.adapters.reading import Rows, one_of
 from dreamprm.data.rows import need
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
@@ -41,20 +41,12 @@ def read(path: Path) -> Iterator[tuple[str, Trajectory]]:
         if not branches:
             rows.note("have no step and are left out")
         for number, branch in enumerate(branches):
-            steps, labels = without_blank_steps(
-                rows, [s for s, _ in branch], [p for _, p in branch]
-            )
-            yield (
+            yield rows.solution(
                 where,
-                checked(
-                    where,
-                    path.parent,
-                    id=f"{rows.total}/{number}",
-                    domain=path.stem,
-                    question=question,
-                    steps=steps,
-                    step_labels=labels,
-                ),
+                [s for s, _ in branch],
+                [p for _, p in branch],
+                id=f"{rows.total}/{number}",
+                question=question,
             )
 
 

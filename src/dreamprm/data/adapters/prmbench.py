@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dreamprm.data.adapters.format import Format
-from dreamprm.data.adapters.reading import Rows, checked, without_blank_steps
+from dreamprm.data.adapters.reading import Rows
 from dreamprm.data.rows import need
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
@@ -36,19 +36,14 @@ def read(path: Path) -> Iterator[tuple[str, Trajectory]]:
             None if errors and not inside else float(number not in inside)
             for number in range(1, len(texts) + 1)
         ]
-        steps, labels = without_blank_steps(rows, texts, found)
         kind = need(row, "classification", str, where)
-        yield (
+        yield rows.solution(
             where,
-            checked(
-                where,
-                path.parent,
-                id=f"{need(row, 'idx', str, where)}/{kind}",
-                domain=kind,
-                question=need(row, "modified_question", str, where),
-                steps=steps,
-                step_labels=labels,
-            ),
+            texts,
+            found,
+            id=f"{need(row, 'idx', str, where)}/{kind}",
+            domain=kind,
+            question=need(row, "modified_question", str, where),
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamprm.data.adapters.format import Format, hard_label
-from dreamprm.data.adapters.reading import Rows, checked, without_blank_steps
+from dreamprm.data.adapters.reading import Rows
 from dreamprm.data.rows import need
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
@@ -38,20 +38,15 @@ def read(path: Path) -> Iterator[tuple[str, Trajectory]]:
         found: list[float | None] = [1.0] * right
         if error != -1:
             found += [0.0, *[None] * (len(texts) - right - 1)]
-        steps, labels = without_blank_steps(rows, texts, found)
         numbered = _NUMBERED.fullmatch(name)
-        yield (
+        yield rows.solution(
             where,
-            checked(
-                where,
-                path.parent,
-                id=name,
-                domain=numbered[1] if numbered else path.stem,
-                question=need(row, "problem", str, where),
-                steps=steps,
-                step_labels=labels,
-                outcome=row.get("final_answer_correct"),
-            ),
+            texts,
+            found,
+            id=name,
+            domain=numbered[1] if numbered else path.stem,
+            question=need(row, "problem", str, where),
+            outcome=row.get("final_answer_correct"),
         )
 
 

@@ -42,6 +42,27 @@ class Rows:
         """Counts the row under way; ``what`` goes on from "3 of 10 rows"."""
         self._notes[what] += 1
 
+    def solution(
+        self,
+        where: str,
+        steps: Sequence[Any],
+        labels: Iterable[float | None],
+        **record: Any,
+    ) -> tuple[str, Trajectory]:
+        """The row under way as a trajectory, with its place.
+
+        Steps of white space only are left out; its id is the row's number and its domain the
+        file's name, unless ``record``, the other canonical keys, says otherwise.
+
+        Raises:
+            UserError: names the place and what is wrong.
+            ValueError: there are not as many labels as steps.
+        """
+        kept, found = without_blank_steps(self, steps, labels)
+        names = {"id": str(self.total), "domain": self.path.stem}
+        record = names | record | {"steps": kept, "step_labels": found}
+        return where, checked(where, self.path.parent, **record)
+
 
 def checked(where: str, folder: Path, /, **record: Any) -> Trajectory:
     """A trajectory from the canonical keys, checked as a canonical row is.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamprm.data.adapters.format import Format, hard_label
-from dreamprm.data.adapters.reading import Rows, checked, one_of, without_blank_steps
+from dreamprm.data.adapters.reading import Rows, one_of
 from dreamprm.data.rows import need
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
@@ -31,18 +31,11 @@ def read(path: Path) -> Iterator[tuple[str, Trajectory]]:
         if len(texts) != len(values):
             raise UserError(f"{where}: has {len(values)} labels of {len(texts)} completions")
         found = [one_of(where, "a label", value, _LABELS) for value in values]
-        steps, labels = without_blank_steps(rows, texts, found)
-        yield (
+        yield rows.solution(
             where,
-            checked(
-                where,
-                path.parent,
-                id=str(rows.total),
-                domain=path.stem,
-                question=need(row, "prompt", str, where),
-                steps=steps,
-                step_labels=labels,
-            ),
+            texts,
+            found,
+            question=need(row, "prompt", str, where),
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from dreamprm.data.adapters.conversations import Turn, turns
 from dreamprm.data.adapters.format import Format, hard_label
-from dreamprm.data.adapters.reading import Rows, checked, image_list, one_of, without_blank_steps
+from dreamprm.data.adapters.reading import Rows, image_list, one_of
 from dreamprm.data.paths import relative_images
 from dreamprm.data.rows import need
 from dreamprm.data.trajectory import Trajectory
@@ -49,23 +49,12 @@ def read_conversations(path: Path) -> Iterator[tuple[str, Trajectory]]:
                 f"{where}: the conversation does not begin with '### Question:' and '### Solution "
                 "Process:' in one turn, or does not end with a reply"
             )
-        steps, labels = without_blank_steps(
-            rows,
+        yield rows.solution(
+            where,
             [first[2], *(turn.text for turn in texts[1:])],
             [one_of(where, "a reply", turn.text.strip(), _SIGNS) for turn in signs],
-        )
-        yield (
-            where,
-            checked(
-                where,
-                path.parent,
-                id=str(rows.total),
-                domain=path.stem,
-                question=_PLACEHOLDERS.sub("", first[1], count=1) if row.get("image") else first[1],
-                steps=steps,
-                images=image_list(row, "image", where),
-                step_labels=labels,
-            ),
+            question=_PLACEHOLDERS.sub("", first[1], count=1) if row.get("image") else first[1],
+            images=image_list(row, "image", where),
         )
 
 
@@ -113,23 +102,12 @@ def read_raw(path: Path) -> Iterator[tuple[str, Trajectory]]:
         found = need(row, "steps_with_score", list, where)
         if not all(isinstance(item, dict) for item in found):
             raise UserError(f"{where}: steps_with_score holds something else than objects")
-        steps, labels = without_blank_steps(
-            rows,
+        yield rows.solution(
+            where,
             [need(item, "step", str, where) for item in found],
             [need(item, "score", (int, float), where) for item in found],
-        )
-        yield (
-            where,
-            checked(
-                where,
-                path.parent,
-                id=str(rows.total),
-                domain=path.stem,
-                question=_PLACEHOLDERS.sub("", need(row, "question", str, where), count=1),
-                steps=steps,
-                images=image_list(row, "image", where),
-                step_labels=labels,
-            ),
+            question=_PLACEHOLDERS.sub("", need(row, "question", str, where), count=1),
+            images=image_list(row, "image", where),
         )
 
 
@@ -150,19 +128,13 @@ def read_bench(path: Path) -> Iterator[tuple[str, Trajectory]]:
         if len(texts) != len(values):
             raise UserError(f"{where}: has {len(values)} judgements of {len(texts)} steps")
         found = [one_of(where, "process_correctness", value, _JUDGEMENTS) for value in values]
-        steps, labels = without_blank_steps(rows, texts, found)
-        yield (
+        yield rows.solution(
             where,
-            checked(
-                where,
-                path.parent,
-                id=str(rows.total),
-                domain=row.get("data_source") or path.stem,
-                question=need(row, "question", str, where),
-                steps=steps,
-                images=image_list(row, "image", where),
-                step_labels=labels,
-            ),
+            texts,
+            found,
+            domain=row.get("data_source") or path.stem,
+            question=need(row, "question", str, where),
+            images=image_list(row, "image", where),
         )
 
 
