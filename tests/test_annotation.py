@@ -377,7 +377,7 @@ def test_a_wrong_config_is_one_message(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "q.jsonl holds no questions"),
+        ("", "q.jsonl holds no rows"),
         ('{"id": "1", "question": "?"}', "q.jsonl:1: has no 'answer'"),
         ('{"id": "1", "question": "?", "answer": ""}', "q.jsonl:1: answer is ''"),
         ('{"id": "1", "question": "?", "answer": null}', "q.jsonl:1: answer is None"),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dreamprm.data.formats import checked_rows
 from dreamprm.data.rows import read_rows
-from dreamprm.data.trajectory import Trajectory
-from dreamprm.errors import UserError, unknown_name
+from dreamprm.data.trajectory import Trajectory, check_keys
+from dreamprm.errors import UserError
 
 LETTERS = string.ascii_uppercase[:10]  # of options
 _KEYS = ("id", "question", "images", "answer", "domain", "options")
@@ -53,12 +54,7 @@ class Question:
         Raises:
             UserError: a key is missing, unknown or of the wrong type.
         """
-        for key in record:
-            if key not in _KEYS:
-                raise UserError(unknown_name("key", str(key), _KEYS))
-        for key in ("id", "question", "answer"):
-            if key not in record:
-                raise UserError(f"has no {key!r}")
+        check_keys(record, _KEYS, ("id", "question", "answer"))
         # What a question has in common with a solution is checked as there.
         common = {key: value for key, value in record.items() if key != "options"}
         row = Trajectory.from_record({**common, "steps": []}, folder)
@@ -91,21 +87,12 @@ def load_answered_questions(path: str | Path) -> list[Question]:
         UserError: the file is missing, empty or wrong, or an image is missing; the message names
             file and line.
     """
-    path = Path(path)
-    questions: list[Question] = []
-    seen: dict[str, str] = {}
+    return list(checked_rows(Path(path), _read(Path(path)), images="require"))
+
+
+def _read(path: Path) -> Iterator[tuple[str, Question]]:
     for where, row in read_rows(path):
         try:
-            question = Question.from_record(row, path.parent)
+            yield where, Question.from_record(row, path.parent)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        if question.id in seen:
-            raise UserError(f"{where}: id {question.id!r} stands at {seen[question.id]} already")
-        seen[question.id] = where
-        for image in question.images:
-            if not image.is_file():
-                raise UserError(f"{where}: there is no image {image}")
-        questions.append(question)
-    if not questions:
-        raise UserError(f"{path} holds no questions")
-    return questions

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from dreamprm.data.adapters import FORMATS, Format
 from dreamprm.data.adapters.candidates import read_questions
@@ -19,7 +19,22 @@ from dreamprm.errors import UserError, unknown_name
 
 log = logging.getLogger("dreamprm")
 
-Item = TypeVar("Item", Trajectory, SelectionQuestion)
+
+class Row(Protocol):
+    """What a row of any file of questions or solutions has; a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def id(self) -> str:
+        """Unique within the file."""
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """Files that belong to the question."""
+
+
+Item = TypeVar("Item", bound=Row)
 
 IMAGE_CHOICES = ("require", "skip_missing", "ignore")
 AUTO = "auto"
@@ -49,7 +64,7 @@ def iterate_trajectories(
             names file and line.
     """
     path = Path(path)
-    return _checked(path, find_format(format, path).read(path), images)
+    return checked_rows(path, find_format(format, path).read(path), images)
 
 
 def load_questions(
@@ -66,7 +81,7 @@ def load_questions(
         UserError: the file is missing, empty or wrong.
     """
     rows = read_questions(Path(path))
-    return list(_checked(Path(path), _judged(rows) if judged else rows, images))
+    return list(checked_rows(Path(path), _judged(rows) if judged else rows, images))
 
 
 def _judged(
@@ -149,7 +164,7 @@ def _save(path: Path, items: Sequence[Trajectory] | Sequence[SelectionQuestion])
     save_rows(path, (item.to_record(path.parent) for item in items))
 
 
-def _checked(path: Path, rows: Iterable[tuple[str, Item]], images: str) -> Iterator[Item]:
+def checked_rows(path: Path, rows: Iterable[tuple[str, Item]], images: str) -> Iterator[Item]:
     """What holds for every format: ids are unique, and images are there or accounted for."""
     seen: dict[str, str] = {}
     incomplete = 0

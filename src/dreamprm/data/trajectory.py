@@ -58,7 +58,7 @@ class Trajectory:
         """
         if "candidates" in record:
             raise UserError("has candidates, as a question of data.test: expected a solution")
-        _check_keys(record, _TRAJECTORY_KEYS, ("id", "question", "steps"))
+        check_keys(record, _TRAJECTORY_KEYS, ("id", "question", "steps"))
         steps = _steps(record["steps"])
         return cls(
             id=_text(record, "id"),
@@ -147,7 +147,7 @@ class SelectionQuestion:
         """
         if "steps" in record:
             raise UserError("has steps, as a solution: expected a question with candidates")
-        _check_keys(record, _QUESTION_KEYS, ("id", "question", "candidates"))
+        check_keys(record, _QUESTION_KEYS, ("id", "question", "candidates"))
         found = record["candidates"]
         if not isinstance(found, list) or not found:
             raise UserError("candidates is empty or no list, expected at least one candidate")
@@ -204,7 +204,7 @@ def group_candidates(trajectories: Sequence[Trajectory]) -> list[SelectionQuesti
 def _candidate(item: Any) -> Candidate:
     if not isinstance(item, dict):
         raise UserError(f"a candidate is {type(item).__name__}, expected an object")
-    _check_keys(item, _CANDIDATE_KEYS, ("steps",))
+    check_keys(item, _CANDIDATE_KEYS, ("steps",))
     steps = _steps(item["steps"])
     return Candidate(
         steps=steps,
@@ -220,7 +220,12 @@ _TRAJECTORY_KEYS, _QUESTION_KEYS, _CANDIDATE_KEYS = (
 )
 
 
-def _check_keys(record: Mapping[str, Any], known: list[str], needed: Sequence[str]) -> None:
+def check_keys(record: Mapping[str, Any], known: Sequence[str], needed: Sequence[str]) -> None:
+    """Refuses a record with a key that is not known, or without one that is needed.
+
+    Raises:
+        UserError: names the key.
+    """
     for key in record:
         if key not in known:
             raise UserError(unknown_name("key", str(key), known))
