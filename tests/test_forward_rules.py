@@ -67,6 +67,35 @@ def test_attention(options: dict[str, Any]) -> None:
     agree(lambda q, k, v: scaled_dot_product_attention(q, k, v, **options), tensors)
 
 
+def test_attentions_dropout_is_that_of_torch() -> None:
+    tensors = draw((2, 4, 3, 8), (2, 4, 5, 8), (2, 4, 5, 8))
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return scaled_dot_product_attention(q, k, v, dropout_p=0.5)
+
+    agree(attention, tensors)
+
+
+def test_a_mask_with_a_gradient_keeps_it() -> None:
+    """α may enter by the mask: the tangent of its gradient is asked for."""
+    q, k, v, mask, along = draw((4, 3, 8), (4, 5, 8), (4, 5, 8), (3, 5), (4, 3, 8))
+
+    def gradient(q: Tensor, bias: Tensor) -> Tensor:
+        loss = scaled_dot_product_attention(q, k, v, attn_mask=bias).square().sum()
+        return torch.autograd.grad(loss, bias, create_graph=True)[0]
+
+    with sdpa_kernel(SDPBackend.MATH):
+        leaf, bias = q.clone().requires_grad_(), mask.clone().requires_grad_()
+        rows = gradient(leaf, bias).flatten()
+        jacobian = torch.stack([torch.autograd.grad(r, leaf, retain_graph=True)[0] for r in rows])
+        with ForwardRules(), forward_ad.dual_level():
+            found = forward_ad.unpack_dual(gradient(forward_ad.make_dual(q, along), bias)).tangent
+    assert found is not None
+    expected = (jacobian * along).sum((1, 2, 3)).reshape(3, 5)
+    assert torch.allclose(found, expected, rtol=1e-11, atol=1e-13)
+
+
 def test_silu_and_masked_scatter() -> None:
     agree(silu, draw((3, 4)))
     mask = torch.arange(6).reshape(2, 3, 1) % 2 == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,9 @@ from torch.nn.functional import dropout
 
 from dreamprm.errors import UserError
 from dreamprm.hypergradients import Point, hypergradient, indirect_gradient, resolve
+from dreamprm.hypergradients.precision import PrecisionWarning
 from dreamprm.hypergradients.references import VARIABLES, Reference, relative_error
+from tests.references import loss_without_dropout, small_network, small_upper
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 6])
@@ -60,6 +64,13 @@ def test_the_upper_loss_draws_what_it_would_have_drawn_first() -> None:
         found += indirect_gradient(resolve("f2sa"), point, vector, {"iterations": 4})
     assert found[0].abs() > 1e-3
     assert torch.equal(found[0], found[1])
+
+
+def test_in_fp32_there_is_nothing_to_warn_of() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PrecisionWarning)
+        lower, upper = small_network(torch.float32)
+        hypergradient("f2sa", small_upper, loss_without_dropout, lower, upper)
 
 
 def test_without_the_upper_loss_it_is_refused() -> None:

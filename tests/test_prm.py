@@ -56,6 +56,65 @@ def test_the_lower_loss_is_the_papers_sum_over_domains() -> None:
     assert found.item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_domain_without_labels_costs_nothing() -> None:
+    logits = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    problem = PRMFineTuning(module=Fixed(logits))
+    batch = {
+        "step_labels": torch.full((3, 2), 0.5),
+        "label_mask": torch.tensor([[True, False], [False, False], [False, False]]),
+        "domain": torch.tensor([0, 1, 1]),
+    }
+    found = problem.sample_losses(batch)
+    # One labelled step in the whole of the first domain: its own squared error.
+    expected = (problem.module.logits[0, 0].sigmoid() - 0.5).square()
+    assert torch.allclose(found, torch.stack([expected, 0 * expected, 0 * expected]))
+    assert torch.autograd.grad(found.sum(), problem.module.logits)[0].isfinite().all()
+
+
+def test_cross_entropy_is_that_of_the_label() -> None:
+    logits = torch.tensor([[0.3, -1.2]], dtype=torch.float64)
+    problem = PRMFineTuning(module=Fixed(logits), step_loss="cross_entropy")
+    batch = {
+        "step_labels": torch.tensor([[0.25, 0.9]], dtype=torch.float64),
+        "label_mask": torch.tensor([[True, True]]),
+        "domain": torch.tensor([0]),
+    }
+    probabilities = [1 / (1 + math.exp(-x)) for x in (0.3, -1.2)]
+    expected = [
+        -(r * math.log(p) + (1 - r) * math.log(1 - p))
+        for p, r in zip(probabilities, (0.25, 0.9), strict=True)
+    ]
+    found = problem.sample_losses(batch).item()
+    assert found == pytest.approx(sum(expected) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("build", [PRMFineTuning, DomainWeighting])
+def test_micro_batches_count_by_their_solutions(build: Any) -> None:
+    batches = [{"outcome": torch.zeros(n)} for n in (1, 5, 2)]
+    assert build().shares(batches) == [1 / 8, 5 / 8, 2 / 8]
+
+
+def test_the_meta_loss_is_of_all_steps_with_its_options() -> None:
+    logits = torch.tensor([[2.0, 0.0], [1.0, 3.0], [-1.0, 5.0]], dtype=torch.float64)
+    steps = torch.tensor([[True, True], [True, True], [True, False]])
+    problem = DomainWeighting(meta_loss="calibrated", options={"ridge": 7.0})
+    problem.prm = Fixed(logits)
+    batch = {
+        "step_mask": steps,
+        "label_mask": torch.zeros_like(steps),
+        "outcome": torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64),
+        "question": torch.zeros(3),
+    }
+    found = problem.training_step(batch)
+    scores = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
+    expected = calibrated(scores, batch["outcome"], batch["question"], ridge=7.0)
+    assert torch.equal(found["loss"], expected)
+    assert not torch.allclose(expected, calibrated(scores, batch["outcome"], batch["question"]))
+    assert found["accuracy"].item() == pytest.approx(2 / 3)
+    with pytest.raises(UserError, match=r"ridge is 0.0, expected more than 0"):
+        DomainWeighting(meta_loss="calibrated", options={"ridge": 0.0})
+
+
 def test_weights_start_at_one_and_average_one() -> None:
     table = DomainTable(["a", "b", "c"])
     assert table.named_weights() == {"a": 1.0, "b": 1.0, "c": 1.0}
@@ -72,6 +131,25 @@ def test_aggregation_mse_is_the_papers() -> None:
     assert score.item() == pytest.approx(math.log(9.0) / 2)
     loss = aggregation_mse(score, torch.tensor([1.0]), torch.tensor([0]))
     assert loss.item() == pytest.approx((3 / 4 - 1) ** 2)
+
+
+def test_weights_share_one_mean_and_go_to_their_samples() -> None:
+    table = DomainTable(["a", "b", "c"]).double()
+    assert torch.equal(table.alpha.data, torch.zeros(3, dtype=torch.float64))
+    table.alpha.data = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
+    positive = [math.log1p(math.exp(a)) for a in (0.3, -1.0, 2.0)]
+    expected = [3 * p / sum(positive) for p in positive]
+    batch = {"domain": torch.tensor([2, 0, 0])}
+    found = table(batch, torch.zeros(3))
+    assert found.tolist() == pytest.approx([expected[2], expected[0], expected[0]], rel=1e-12)
+    # They sum to a constant: so do their derivatives.
+    (gradient,) = torch.autograd.grad(table.weights().sum(), table.alpha)
+    assert gradient.abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_are_at_least_fp32(dtype: torch.dtype) -> None:
+    assert DomainTable(["a", "b"]).to(dtype).weights().dtype == torch.float32
 
 
 OUTCOME = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0])
@@ -137,6 +215,33 @@ def test_calibrated_is_the_best_fit_and_needs_no_gradient_through_it() -> None:
         assert calibrated(extreme, outcome, question).isfinite()
 
 
+def test_the_ridge_pulls_the_slope_to_one() -> None:
+    """A large one leaves the offset alone to be fitted, a small one nothing but the best fit."""
+    generator = torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(40, generator=generator, dtype=torch.float64)
+    outcome = (scores + 3 * torch.randn(40, generator=generator) > 0).double()
+    cross_entropy = nn.functional.binary_cross_entropy_with_logits
+    limits = {}
+    for name, free in (("slope and offset", 1.0), ("offset", 0.0)):
+        theta = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        for _ in range(100):  # Newton's method
+            leaf = theta.clone().requires_grad_()
+            value = cross_entropy(leaf[0] * scores + leaf[1], outcome)
+            (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
+            rows = [torch.autograd.grad(g, leaf, retain_graph=True)[0] for g in gradient]
+            hessian = torch.stack(rows)
+            hessian = hessian * torch.tensor([[free, free], [free, 1.0]])
+            hessian[0, 0] += 1 - free
+            step = torch.linalg.solve(hessian, gradient.detach() * torch.tensor([free, 1.0]))
+            theta = theta - step
+        limits[name] = value.item()
+    question = torch.arange(40)
+    found = [calibrated(scores, outcome, question, ridge=ridge).item() for ridge in (1e-9, 1e9)]
+    # Off by the ridge, or by its inverse, times numbers of the size of 1.
+    assert found == pytest.approx([limits["slope and offset"], limits["offset"]], abs=1e-7)
+    assert found[1] - found[0] > 0.01
+
+
 @pytest.mark.parametrize("loss", [pairwise, calibrated])
 def test_one_outcome_only_cannot_be_compared(loss: Any) -> None:
     with pytest.raises(ValueError, match="needs right and wrong"):
@@ -169,6 +274,56 @@ def test_meta_batches_hold_what_the_loss_needs() -> None:
     meta_batches(one, "aggregation_mse", 2, encode, 0)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"upper\.batch_size is 1"):
         meta_batches(singles, "pairwise", 1, encode, 0)  # type: ignore[arg-type]
+
+
+def test_a_meta_set_of_one_question_is_stratified_by_outcome() -> None:
+    """Whole questions would be the whole meta set in every batch."""
+    rows = [solution(i, "q", i % 4 == 0) for i in range(40)]
+    stream = iter(meta_batches(rows, "pairwise", 8, list, 0))  # type: ignore[arg-type]
+    for _ in range(12):
+        batch = next(stream)
+        assert (len(batch), sum(bool(row.outcome) for row in batch)) == (8, 4)
+
+
+def test_questions_larger_than_a_batch_come_whole() -> None:
+    rows = [solution(i, f"q{i // 10}", i % 2 == 0) for i in range(40)]
+    stream = iter(meta_batches(rows, "pairwise", 4, list, 0))  # type: ignore[arg-type]
+    for _ in range(4):
+        batch = next(stream)
+        assert len(batch) == 10
+        assert len({row.question for row in batch}) == 1
+
+
+def test_questions_with_one_outcome_only_are_left_out() -> None:
+    outcomes = [True, True, True, False, False, False, True, False]
+    rows = [solution(i, f"q{i // 2}", outcome) for i, outcome in enumerate(outcomes)]
+    stream = iter(meta_batches(rows, "calibrated", 4, list, 0))  # type: ignore[arg-type]
+    seen = {row.question for _ in range(4) for row in next(stream)}
+    assert seen == {"q1", "q3"}
+
+
+@pytest.mark.parametrize("loss", META_LOSSES)
+def test_the_order_of_the_meta_set_is_a_function_of_the_seed(loss: str) -> None:
+    for rows in (
+        [solution(i, f"q{i}", i % 2 == 0) for i in range(40)],
+        [solution(i, f"q{i // 4}", i % 2 == 0) for i in range(40)],
+    ):
+        batches = [
+            [next(iter(meta_batches(rows, loss, 8, list, seed))) for _ in range(2)]  # type: ignore
+            for seed in (0, 1)
+        ]
+        assert batches[0][0] == batches[0][1]
+        assert batches[0] != batches[1]
+
+
+def test_a_meta_set_of_one_outcome_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    for outcome, word in ((True, "right"), (False, "wrong")):
+        rows = [solution(i, f"q{i}", outcome) for i in range(4)]
+        caplog.clear()
+        meta_batches(rows, "aggregation_mse", 2, list, 0)  # type: ignore[arg-type]
+        assert f"all 4 usable solutions of the meta set are {word}" in caplog.text
+        with pytest.raises(UserError, match=f"meta set are {word}: meta_loss=calibrated"):
+            meta_batches(rows, "calibrated", 2, list, 0)  # type: ignore[arg-type]
 
 
 def test_unknown_losses_are_named() -> None:

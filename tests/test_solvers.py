@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dreamprm.errors import UserError
 from dreamprm.hypergradients import (
+    Point,
     hypergradient,
+    resolve,
 )
 from dreamprm.hypergradients.products import PRODUCTS
 from dreamprm.hypergradients.references import (
@@ -19,6 +23,7 @@ from dreamprm.hypergradients.references import (
     relative_error,
 )
 from dreamprm.hypergradients.solvers import CurvatureWarning, cg, nystrom
+from dreamprm.hypergradients.unrolled import take_steps
 from tests.references import (
     EXACT,
     EYE,
@@ -140,6 +145,26 @@ def test_nystrom_of_the_hessians_rank_is_exact_but_for_its_damping(signs: tuple[
     assert relative_error(low, torch.linalg.solve(hessian + 0.5 * eye, torch.cat(v))) > 1e-2
 
 
+def test_nystroms_columns_are_a_function_of_the_seed_alone() -> None:
+    """Of a diagonal Hessian q shows which were drawn: 1 / (H_ii + ρ) there, 1 / ρ elsewhere."""
+    count, rank, damping = 50, 5, 0.5
+    diagonal = torch.linspace(1, 2, count, dtype=torch.float64)
+    v = [torch.ones(count, dtype=torch.float64)]
+
+    def drawn(seed: int) -> set[int]:
+        (q,) = nystrom(lambda x: [diagonal * x[0]], v, rank=rank, damping=damping, seed=seed)
+        columns = (q < 1 / (1 + damping) + 1e-9).nonzero().squeeze(1)
+        assert torch.allclose(q[columns], 1 / (diagonal[columns] + damping), rtol=1e-12)
+        return set(columns.tolist())
+
+    state = random.getstate()
+    found = [drawn(seed) for seed in range(8)]
+    assert random.getstate() == state
+    assert [drawn(seed) for seed in range(8)] == found
+    assert all(len(columns) == rank for columns in found)
+    assert len(set.union(*found)) > count // 3  # of 50, 29 are expected
+
+
 @pytest.mark.parametrize("method", ["neumann", "cg"])
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_damping_adds_to_the_diagonal(reference: Reference, method: str, product: str) -> None:
@@ -243,6 +268,32 @@ def test_unrolling_is_the_derivative_of_the_steps(build: str, product: str) -> N
             phi = phi - 0.5 * (g + 0.1 * phi)
     reference.upper([phi], [alpha]).backward()
     assert relative_error(found, alpha.grad) < (1e-12 if product in EXACT else 1e-7)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_truncated_unrolling_goes_through_the_last_steps(count: int) -> None:
+    """Shaban et al. 2019: as if φ had stood still before them."""
+    reference = REFERENCES["logistic"]
+    start = [torch.full((2,), 0.3, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)]
+    alpha = [reference.alpha]
+    optimizer = torch.optim.SGD(start, lr=0.5)
+    phi, steps = take_steps(reference.lower, start, alpha, optimizer, start, 4)
+    vector = [torch.linspace(1, 2, p.numel(), dtype=torch.float64) for p in phi]
+    point = Point(reference.lower, phi, alpha, 52, steps=steps)
+    (found,) = resolve("unrolled").indirect(point, vector, {"iterations": count})
+    before = [p.detach() for p in steps[4 - count].lower or []]
+    (whole,) = hypergradient(
+        "unrolled",
+        lambda p, a: (torch.cat(p) * torch.cat(vector)).sum(),
+        reference.lower,
+        before,
+        alpha,
+        optimizer=torch.optim.SGD(before, lr=0.5),
+        iterations=count,
+    )
+    assert relative_error(found, whole) < 1e-14
+    with pytest.raises(UserError, match="iterations is 5, but 4 lower steps were recorded"):
+        resolve("unrolled").indirect(point, vector, {"iterations": 5})
 
 
 def test_unrolling_at_the_optimum_is_a_neumann_series(reference: Reference) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,6 +101,35 @@ def test_an_entry_that_never_had_a_gradient_has_no_say() -> None:
     (found,) = preconditioner(rules, params, gradient, state)([torch.ones(2, dtype=torch.float64)])
     assert found[0] != 0
     assert found[1] == 0  # not NaN, and not 0.1 / 1e-8 either
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_parameter_without_a_gradient_is_left_as_torch_leaves_it(name: str, clip: float) -> None:
+    params, v = draw(0), draw(3)
+    optimizer = OPTIMIZERS[name](params)
+    torch_step(optimizer, params, draw(1), 0.0)
+    rules, state = read_optimizer(optimizer, params)
+    rules[0] = replace(rules[0], kind="skip")
+    grads = [torch.zeros(3, dtype=torch.float64), draw(2)[1]]
+    before = [p.clone() for p in params]
+    found, after = update(rules, before, grads, state, clip)
+    params[0].grad, params[1].grad = None, grads[1].clone()
+    if clip:
+        nn.utils.clip_grad_norm_(params, clip)
+    optimizer.step()
+    _, expected = read_optimizer(optimizer, params)
+    assert torch.equal(found[0], before[0])
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(found, params, strict=True))
+    for mine, torchs in zip(after, expected, strict=True):
+        assert all(torch.allclose(mine[k], torchs[k], rtol=1e-12, atol=0) for k in mine)
+    # It has no say in the step's derivative, and nothing of the others' goes through it.
+    q = preconditioner(rules, before, grads, state, clip)(v)
+    alone = preconditioner(rules[1:], before[1:], grads[1:], state[1:], clip)(v[1:])
+    assert torch.equal(q[0], torch.zeros_like(q[0]))
+    assert torch.allclose(q[1], alone[0], rtol=1e-12, atol=0)
+    nothing = [replace(rule, kind="skip") for rule in rules]
+    assert not any(x.any() for x in preconditioner(nothing, before, grads, state, clip)(v))
 
 
 @pytest.mark.parametrize(
