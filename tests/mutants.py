@@ -97,7 +97,7 @@ def read_faults(path: Path) -> Iterator[Fault]:
     Raises:
         TableError: it is not in the form that this module's docstring shows.
     """
-    file, tests = "", ()
+    file, tests = "", tuple[str, ...]()
     for block in path.read_text().split("\n\n"):
         lines = [line for line in block.splitlines() if line and not line.startswith("#")]
         if lines and lines[0].startswith("@"):
@@ -245,21 +245,22 @@ def _run_all(todo: dict[str, Fault], folder: Path, jobs: int) -> Iterator[tuple[
         if verdict(status) != "survived":
             print(log.read_text(), file=sys.stderr)
             raise SystemExit(f"tests/{name}.py fails without a fault")
-    running: dict[int, tuple[str, Fault, int]] = {}
+    running: dict[int, tuple[str, Fault, int, str]] = {}
     waiting, free = list(todo.items()), list(range(jobs))
     with tqdm(total=len(todo), desc="faults", unit="fault") as bar:
         while waiting or running:
             if waiting and free:
                 (key, fault), tree = waiting.pop(0), free.pop()
                 path = _place(placed[tree], fault.file)
-                path.write_text(fault.applied(path.read_text()))
+                source = path.read_text()
+                path.write_text(fault.applied(source))
                 limit = 30 + 10 * sum(seconds[name] for name in fault.tests)
                 process = run_tests(trees[tree], fault.tests, folder / f"{tree}.log", limit)
-                running[process] = key, fault, tree
+                running[process] = key, fault, tree, source
                 continue
             process, status = os.wait()
-            key, fault, tree = running.pop(process)
-            shutil.copy(ROOT / fault.file, _place(placed[tree], fault.file))
+            key, fault, tree, source = running.pop(process)
+            _place(placed[tree], fault.file).write_text(source)
             free.append(tree)
             result = verdict(status)
             if result != "killed":

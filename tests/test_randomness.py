@@ -1,4 +1,4 @@
-"""Random numbers are held over the evaluations of a loss, and the generators end where they must."""
+"""Random numbers are held over the evaluations of a loss; generators end where they must."""
 
 from __future__ import annotations
 
