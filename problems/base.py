@@ -61,6 +61,7 @@ class Problem(ImplicitProblem):
         self.batches: list[Any] = []  # the micro-batches of the last step
         self._method = resolve(config.type)
         self._bits: int | None = None
+        self._memory: dict[str, Any] = {}  # of the hypergradient method; see Point
         self._history = LowerHistory(config.options.get("iterations"))
 
     # --- betty's defects -------------------------------------------------------------------
@@ -300,6 +301,7 @@ class Problem(ImplicitProblem):
             upper_loss=upper_loss,
             next_step=next_step(self, self._history) if OPTIMIZER in needs else None,
             steps=self._history.steps(self, above) if STEPS in needs else (),
+            memory=self._memory,
         )
 
     # --- checkpoints -----------------------------------------------------------------------

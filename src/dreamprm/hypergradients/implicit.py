@@ -19,11 +19,13 @@ from dreamprm.hypergradients.interface import (
     keywords,
     refuse_unknown_options,
 )
-from dreamprm.hypergradients.precision import ARITHMETICS, mantissa_bits
+from dreamprm.hypergradients.precision import ARITHMETICS
 from dreamprm.hypergradients.products import (
+    CONTEXT,
     DoubleBackward,
     FiniteDifference,
     ForwardMode,
+    NoForwardMode,
     Product,
     lower_gradient,
 )
@@ -33,6 +35,7 @@ from dreamprm.hypergradients.updates import preconditioner
 log = logging.getLogger("dreamprm")
 
 WITHOUT_HESSIAN = (identity, sama)
+NO_FORWARD_MODE = "no forward mode"
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class ImplicitMethod:
 
     @property
     def _product_options(self) -> dict[str, Any]:
-        return keywords(self.product, but=("bits",)) if self.product is not None else {}
+        return keywords(self.product, but=CONTEXT) if self.product is not None else {}
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Refuses unknown options, and what the solver refuses before it uses a product."""
@@ -92,14 +95,30 @@ class ImplicitMethod:
 
     def indirect(self, point: Point, vector: Tensors, options: Mapping[str, Any]) -> Tensors:
         """−(∂²L/∂α∂φ)ᵀ q, shaped as α."""
-        of_solver, of_product = self._split(options)
         kind = self.product
         if kind is None:
-            kind = right_product(self.solver, point.bits)
+            kind = right_product(self.solver, NO_FORWARD_MODE not in point.memory)
             _announce(self.name, kind, point.bits)
+        try:
+            return self._by(kind, point, vector, options)
+        except NoForwardMode as error:
+            if self.product is not None:
+                raise
+            point.memory[NO_FORWARD_MODE] = True
+            log.info("hypergradient %s: no forward mode here (%s)", self.name, error.__cause__)
+            return self.indirect(point, vector, options)
+
+    def _by(
+        self,
+        kind: Callable[..., Product],
+        point: Point,
+        vector: Tensors,
+        options: Mapping[str, Any],
+    ) -> Tensors:
+        of_solver, of_product = self._split(options)
         context = {"preconditioner": _preconditioner(self.name, point)} if self.needs else {}
-        if "bits" in keywords(kind):
-            of_product["bits"] = point.bits
+        given = {"bits": point.bits, "memory": point.memory}
+        of_product |= {name: given[name] for name in CONTEXT if name in keywords(kind)}
         product = kind(point.lower_loss, point.lower, point.upper, **of_product)
         q = self.solver(product.hvp, vector, **of_solver, **context)
         shapes, expected = ([tuple(t.shape) for t in ts] for ts in (q, vector))
@@ -117,20 +136,23 @@ class ImplicitMethod:
         return of_solver, of_product
 
 
-def right_product(solver: Callable[..., Tensors], bits: int) -> Callable[..., Product]:
-    """The product that goes with a solver and an arithmetic.
+def right_product(
+    solver: Callable[..., Tensors], has_forward_mode: bool = True
+) -> Callable[..., Product]:
+    """The product that goes with a solver that is named alone.
 
-    A solver that never applies H needs one cross product: two evaluations by finite difference,
-    which are right to about 1e-3 in fp32 and useless below; there forward mode, which is exact and
-    costs one half more. Any other solver: double backward, which keeps one graph for all of them.
+    A solver that never applies H needs one cross product: by forward mode, exact in whatever
+    arithmetic, for three forward passes. Where the loss's operations have none, by finite
+    differences: two, right to about 1e-2. Any other solver: double backward, which keeps one graph
+    for all of its products.
 
     Args:
         solver: of solvers.py, or one of your own.
-        bits: of the arithmetic's mantissa.
+        has_forward_mode: whether the loss's operations have it, as far as is known.
     """
     if solver not in WITHOUT_HESSIAN:
         return DoubleBackward
-    return FiniteDifference if bits >= mantissa_bits(torch.float32) else ForwardMode
+    return ForwardMode if has_forward_mode else FiniteDifference
 
 
 @cache

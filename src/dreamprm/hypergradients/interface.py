@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
@@ -55,6 +55,7 @@ class Point:
         next_step: the step that the lower optimizer would take at φ; for those that need
             ``OPTIMIZER``.
         steps: the last steps that led to φ, oldest first; for those that need ``STEPS``.
+        memory: what methods note for the next hypergradient of the same problem, by a name each.
     """
 
     lower_loss: Loss
@@ -64,6 +65,7 @@ class Point:
     upper_loss: Loss | None = None
     next_step: LowerStep | None = None
     steps: Sequence[LowerStep] = ()
+    memory: dict[str, Any] = field(default_factory=dict)
 
 
 class Method(Protocol):

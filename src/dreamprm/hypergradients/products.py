@@ -5,8 +5,9 @@ Each is built once per hypergradient from the lower loss and the point (φ, α),
     hvp(q)   = (∂²L/∂φ²) q      shaped as φ
     cross(q) = (∂²L/∂α∂φ)ᵀ q    shaped as α
 
-Keyword-only arguments of a product are options of the methods built on it; ``bits`` alone is not
-the user's to give: it is the arithmetic's (see precision.py).
+Keyword-only arguments of a product are options of the methods built on it, but for those of
+``CONTEXT``, which are not the user's to give: ``bits`` is the arithmetic's (see precision.py), and
+``memory`` the point's (see interface.py).
 
 All evaluations of one product draw the same random numbers, hence the same dropout mask: with
 different ones, differences between evaluations would be mostly noise.
@@ -14,20 +15,28 @@ different ones, differences between evaluations would be mostly noise.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dreamprm.errors import UserError, need_positive
+from dreamprm.errors import UserError, need_positive, need_whole
 from dreamprm.hypergradients.forward_rules import ForwardRules
 from dreamprm.hypergradients.interface import Loss
 from dreamprm.hypergradients.precision import Precision, PrecisionWarning
-from dreamprm.hypergradients.solvers import Tensors, norm
+from dreamprm.hypergradients.solvers import Tensors, norm, squares
+
+CONTEXT = ("bits", "memory")
+DISAGREEMENT = 0.1  # of two differences, beyond which neither can be relied on
+
+
+class NoForwardMode(UserError):
+    """An operation of the lower loss has no forward mode."""
 
 
 class Product(Protocol):
@@ -123,7 +132,7 @@ def _tangents(
         try:
             found = [forward_ad.unpack_dual(g).tangent for g in gradient(duals)]
         except NotImplementedError as error:
-            raise UserError(
+            raise NoForwardMode(
                 f"forward mode does not work for this lower loss ({error}): "
                 "name another product, solver+double_backward or solver+finite_difference"
             ) from error
@@ -135,19 +144,32 @@ def _tangents(
 class FiniteDifference:
     """Central differences of gradients along q (Liu et al. 2019, arXiv 1806.09055, equation 8).
 
-    The step is ε / ‖q‖, in parameter space of length ε. Two evaluations; for ``cross`` without a
-    graph over the backbone. The parameters themselves are never changed, so nothing has to be
-    restored.
+    (∇L(φ + hq) − ∇L(φ − hq)) / 2h: two evaluations; for ``cross`` without a graph over the
+    backbone. The parameters themselves are never changed, so nothing has to be restored.
+
+    By default h is such that the change of φ, measured in the size of its entries, has length 2u^⅓:
+
+        h = 2 u^⅓ / √(Σ_t ‖q_t‖² / s_t²),   s_t = max(rms φ_t, rms φ / 10)
+
+    over the tensors t of φ, u half the spacing of numbers near 1: truncation, ∝ h², and rounding,
+    ∝ u/h, are of one size there. A step that does not scale with φ is far too long where weights
+    are small, as before a norm layer under weight decay. ``benchmarks/hypergradients.py steps``
+    holds this rule against others.
 
     Args:
         loss, lower, upper: as for the other products.
-        epsilon: ε, more than 0; DARTS and its successors take 0.01. By default u^⅓ with u half the
-            spacing of numbers near 1: where truncation, ∝ ε², and rounding, ∝ u/ε, are of one
-            size. That is 4e-3 in fp32, 5e-6 in float64 and 0.16 in bf16.
+        epsilon: ε, more than 0; then h = ε / ‖q‖, whatever φ. DARTS and its successors take 0.01.
+        check_every: at the first difference and at every so many after it, one of step 2h is taken
+            too, two more evaluations; 0 for never.
         bits: of the mantissa of the arithmetic; by default that of the parameters.
+        memory: counts the differences of one problem.
+
+    Raises:
+        UserError: an option is out of its range.
 
     Warns:
-        PrecisionWarning: the loss runs in less than fp32, where differences are mostly rounding.
+        PrecisionWarning: the loss runs in less than fp32, where differences are mostly rounding; or
+            the two steps disagree by more than 10 %.
     """
 
     requires: ClassVar[str] = "at least fp32"
@@ -159,22 +181,37 @@ class FiniteDifference:
         upper: Tensors,
         *,
         epsilon: float | None = None,
+        check_every: int = 100,
         bits: int | None = None,
+        memory: dict[str, Any] | None = None,
     ) -> None:
-        bits = Precision(lower).bits if bits is None else bits
-        if epsilon is None:
-            epsilon = 2 ** (-(bits + 1) / 3)
-        need_positive("epsilon", epsilon)
-        self.loss = loss
-        self.lower, self.upper, self.epsilon = lower, upper, epsilon
+        if epsilon is not None:
+            need_positive("epsilon", epsilon)
+        need_whole("check_every", check_every, at_least=0)
+        self.loss, self.lower, self.upper = loss, lower, upper
+        self.epsilon, self.check_every = epsilon, check_every
+        self.bits = Precision(lower).bits if bits is None else bits
+        self.memory = {} if memory is None else memory
 
     def hvp(self, q: Tensors) -> Tensors:
         """(∂²L/∂φ²) q, by differences of ∇_φ L."""
-        return self._difference(lower_gradient, q, self.lower)
+        return self._checked(lower_gradient, q, self.lower)
 
     def cross(self, q: Tensors) -> Tensors:
         """(∂²L/∂α∂φ)ᵀ q, by differences of ∇_α L."""
-        return self._difference(upper_gradient, q, self.upper)
+        return self._checked(upper_gradient, q, self.upper)
+
+    def step(self, q: Tensors) -> float:
+        """h; q is not 0."""
+        if self.epsilon is not None:
+            return self.epsilon / norm(q)
+        lengths, counts = squares(self.lower), [p.numel() for p in self.lower]
+        mean = sum(lengths) / sum(counts)
+        relative = 0.0
+        for of_q, of_phi, count in zip(squares(q), lengths, counts, strict=True):
+            # Where all of φ is 0, nothing says what its size is.
+            relative += of_q / (max(of_phi / max(count, 1), mean / 100) if mean else 1.0)
+        return 2 * 2 ** (-(self.bits + 1) / 3) / math.sqrt(relative)
 
     def _value(self, lower: Tensors, upper: Tensors) -> Tensor:
         with Precision(lower) as precision:
@@ -188,17 +225,38 @@ class FiniteDifference:
             )
         return value
 
-    def _difference(
+    def _checked(
         self, gradient: Callable[[Loss, Tensors, Tensors], Tensors], q: Tensors, like: Tensors
     ) -> Tensors:
-        length = norm(q)
-        if length == 0:
+        if norm(q) == 0:
             return [torch.zeros_like(x) for x in like]
-        step = self.epsilon / length
-        ahead = [torch.add(p.detach(), v, alpha=step) for p, v in zip(self.lower, q, strict=True)]
-        ahead = gradient(self._value, ahead, self.upper)
-        behind = [torch.add(p.detach(), v, alpha=-step) for p, v in zip(self.lower, q, strict=True)]
-        behind = gradient(self._value, behind, self.upper)
+        step = self.step(q)
+        found = self._difference(gradient, q, step)
+        taken = self.memory.get("differences", 0)
+        self.memory["differences"] = taken + 1
+        if self.check_every and taken % self.check_every == 0 and (length := norm(found)):
+            other = self._difference(gradient, q, 2 * step)
+            apart = norm([a - b for a, b in zip(found, other, strict=True)]) / length
+            if apart > DISAGREEMENT:
+                warnings.warn(
+                    f"finite differences of two steps are {apart:.0%} apart, of which neither can "
+                    "be relied on: forward mode is exact",
+                    PrecisionWarning,
+                    stacklevel=2,
+                )
+        return found
+
+    def _difference(
+        self, gradient: Callable[[Loss, Tensors, Tensors], Tensors], q: Tensors, step: float
+    ) -> Tensors:
+        ahead, behind = (
+            gradient(
+                self._value,
+                [torch.add(p.detach(), v, alpha=h) for p, v in zip(self.lower, q, strict=True)],
+                self.upper,
+            )
+            for h in (step, -step)
+        )
         return [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
 
 

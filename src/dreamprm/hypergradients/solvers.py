@@ -204,9 +204,13 @@ def _add(left: Tensors, right: Tensors, factor: float = 1.0) -> Tensors:
 
 def _dot(left: Tensors, right: Tensors) -> float:
     """Summed in at least float32 within a tensor, and in float64 over them."""
+    return float(_products(left, right).sum())
+
+
+def _products(left: Tensors, right: Tensors) -> Tensor:
+    """The inner product of every pair of tensors, [t] in float64."""
     pairs = zip(left, right, strict=True)
-    parts = [(at_least_fp32(a) * at_least_fp32(b)).sum().double() for a, b in pairs]
-    return float(torch.stack(parts).sum())
+    return torch.stack([(at_least_fp32(a) * at_least_fp32(b)).sum().double() for a, b in pairs])
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
@@ -216,7 +220,12 @@ def at_least_fp32(tensor: Tensor) -> Tensor:
 
 def norm(tensors: Tensors) -> float:
     """The Euclidean norm of all entries."""
-    return math.sqrt(_dot(tensors, tensors))
+    return math.sqrt(sum(squares(tensors)))
+
+
+def squares(tensors: Tensors) -> list[float]:
+    """The squared Euclidean norm of every tensor."""
+    return [float(x) for x in _products(tensors, tensors).cpu()]
 
 
 def _flat(tensors: Tensors) -> Tensor:

@@ -27,7 +27,7 @@ from dreamprm.hypergradients.interface import (
     keywords,
     refuse_unknown_options,
 )
-from dreamprm.hypergradients.products import Product, lower_gradient
+from dreamprm.hypergradients.products import CONTEXT, Product, lower_gradient
 from dreamprm.hypergradients.randomness import RandomState, past_randomness
 from dreamprm.hypergradients.solvers import Tensors
 from dreamprm.hypergradients.updates import State, read_optimizer, update
@@ -58,7 +58,7 @@ class UnrolledMethod:
     @property
     def options(self) -> dict[str, Any]:
         """``iterations``, and those of the product."""
-        return {"iterations": None} | keywords(self.product, but=("bits",))
+        return {"iterations": None} | keywords(self.product, but=CONTEXT)
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Refuses unknown options and wrong values."""
@@ -77,8 +77,8 @@ class UnrolledMethod:
                 f"iterations is {count}, but {len(point.steps)} lower steps were recorded"
             )
         of_product = _of_product(options)
-        if "bits" in keywords(self.product):
-            of_product["bits"] = point.bits
+        given = {"bits": point.bits, "memory": point.memory}
+        of_product |= {name: given[name] for name in CONTEXT if name in keywords(self.product)}
         total = [torch.zeros_like(a) for a in point.upper]
         of_lower, of_state = vector, None
         for index, step in enumerate(reversed(point.steps[-count:])):
