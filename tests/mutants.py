@@ -12,7 +12,7 @@ The faults stand in tests/faults/, a file for each part, in the form of a diff::
     = why nobody could notice
 
 After ``@`` the file that the faults below are in, and the tests that should notice, the likeliest
-first; a line ``?`` under a fault names other tests for it. Lines that begin with a space stay, to
+first; a line ``?`` under a fault names other tests for it. What noticed a fault before runs first. Lines that begin with a space stay, to
 tell equal lines apart. What a fault takes away must stand in the file exactly once.
 
 A fault is killed where a test fails, or where the tests take ten times as long as without it.
@@ -26,6 +26,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -59,7 +60,7 @@ class Fault:
     Attributes:
         file: relative to the root of the repository.
         old, new: whole lines.
-        tests: names of test modules.
+        tests: their files.
         equivalent: why nobody could notice; empty where somebody should.
     """
 
@@ -102,7 +103,7 @@ def read_faults(path: Path) -> Iterator[Fault]:
         lines = [line for line in block.splitlines() if line and not line.startswith("#")]
         if lines and lines[0].startswith("@"):
             file, _, names = lines.pop(0)[1:].strip().partition(":")
-            tests = tuple(names.split())
+            tests = _files(names)
         if not lines:
             continue
         parts: dict[str, list[str]] = {kind: [] for kind in " -+=?"}
@@ -115,8 +116,11 @@ def read_faults(path: Path) -> Iterator[Fault]:
         )
         if old == new or not file or not tests:
             raise TableError(f"{path.name}: changes nothing, or is of no file or tests: {block}")
-        of_fault = tuple(" ".join(parts["?"]).split()) or tests
-        yield Fault(file, old, new, of_fault, " ".join(parts["="]))
+        yield Fault(file, old, new, _files(" ".join(parts["?"])) or tests, " ".join(parts["="]))
+
+
+def _files(names: str) -> tuple[str, ...]:
+    return tuple(f"tests/{name}.py" for name in names.split())
 
 
 def copy_tree(target: Path) -> dict[str, Path]:
@@ -155,9 +159,8 @@ def run_tests(tree: Path, tests: Sequence[str], log: Path, seconds: float) -> in
         import dreamprm
 
         assert Path(dreamprm.__file__).is_relative_to(tree), dreamprm.__file__
-        files = [f"tests/{name}.py" for name in tests]
         options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
-        status = int(pytest.main([*options, f"--basetemp={log.with_suffix('.tmp')}", *files]))
+        status = int(pytest.main([*options, f"--basetemp={log.with_suffix('.tmp')}", *tests]))
     sys.stdout.flush()
     os._exit(status)
 
@@ -207,25 +210,34 @@ def main() -> int:
     keys = {digest(state, repr(fault)): fault for fault in faults}
     if options.again:
         RESULTS.unlink(missing_ok=True)
-    found = _read_results(keys)
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    found = {row["key"]: row["result"] for row in rows if row["key"] in keys}
+    noticed = {row["fault"]: row["by"] for row in rows if row["by"]}
     todo = {key: f for key, f in keys.items() if not f.equivalent and key not in found}
     with tempfile.TemporaryDirectory() as folder:
-        for key, result in _run_all(todo, Path(folder), options.jobs):
+        for key, result, by in _run_all(todo, noticed, Path(folder), options.jobs):
             found[key] = result
             RESULTS.parent.mkdir(exist_ok=True)
+            row = {"key": key, "fault": str(keys[key]), "result": result, "by": by}
             with RESULTS.open("a") as file:
-                file.write(json.dumps({"key": key, "result": result}) + "\n")
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return _report({fault: found.get(key, "equivalent") for key, fault in keys.items()})
 
 
-def _read_results(keys: dict[str, Fault]) -> dict[str, str]:
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
-    return {row["key"]: row["result"] for row in rows if row["key"] in keys}
-
-
-def _run_all(todo: dict[str, Fault], folder: Path, jobs: int) -> Iterator[tuple[str, str]]:
+def _run_all(
+    todo: dict[str, Fault], noticed: dict[str, str], folder: Path, jobs: int
+) -> Iterator[tuple[str, str, str]]:
     """Runs each fault's tests in one of several trees; first all tests without a fault.
+
+    Args:
+        todo: faults by their keys.
+        noticed: for the words of a fault, the test that noticed it before.
+        folder: for trees and logs.
+        jobs: how many trees.
+
+    Yields:
+        the key, what came out, and the test that noticed.
 
     Raises:
         SystemExit: the tests fail without a fault.
@@ -239,12 +251,12 @@ def _run_all(todo: dict[str, Fault], folder: Path, jobs: int) -> Iterator[tuple[
     names = sorted({name for fault in todo.values() for name in fault.tests})
     seconds = {}
     for name in tqdm(names, desc="tests without a fault", unit="file"):
-        start, log = time.monotonic(), folder / f"{name}.log"
+        start, log = time.monotonic(), folder / "log"
         _, status = os.waitpid(run_tests(trees[0], [name], log, 3600), 0)
         seconds[name] = time.monotonic() - start
         if verdict(status) != "survived":
             print(log.read_text(), file=sys.stderr)
-            raise SystemExit(f"tests/{name}.py fails without a fault")
+            raise SystemExit(f"{name} fails without a fault")
     running: dict[int, tuple[str, Fault, int, str]] = {}
     waiting, free = list(todo.items()), list(range(jobs))
     with tqdm(total=len(todo), desc="faults", unit="fault") as bar:
@@ -255,20 +267,23 @@ def _run_all(todo: dict[str, Fault], folder: Path, jobs: int) -> Iterator[tuple[
                 source = path.read_text()
                 path.write_text(fault.applied(source))
                 limit = 30 + 10 * sum(seconds[name] for name in fault.tests)
-                process = run_tests(trees[tree], fault.tests, folder / f"{tree}.log", limit)
+                first = [noticed[str(fault)]] if str(fault) in noticed else []
+                tests = [*first, *fault.tests]
+                process = run_tests(trees[tree], tests, folder / f"{tree}.log", limit)
                 running[process] = key, fault, tree, source
                 continue
             process, status = os.wait()
             key, fault, tree, source = running.pop(process)
             _place(placed[tree], fault.file).write_text(source)
             free.append(tree)
-            result = verdict(status)
+            result, text = verdict(status), (folder / f"{tree}.log").read_text()
+            by = re.search(r"^FAILED (tests/\S+?)(?: - |$)", text, re.MULTILINE)
             if result != "killed":
                 bar.write(f"{result}: {fault}")
             if result == "broken":
-                bar.write((folder / f"{tree}.log").read_text()[-2000:])
+                bar.write(text[-2000:])
             bar.update()
-            yield key, result
+            yield key, result, by[1] if by else ""
 
 
 def _place(placed: dict[str, Path], file: str) -> Path:

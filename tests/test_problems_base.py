@@ -157,6 +157,75 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         toy(lower=Broken).run()
 
 
+@pytest.mark.parametrize("method", ["t1t2", "identity+double_backward", "darts"])
+def test_parameters_that_the_upper_loss_ignores_have_no_say(method: str) -> None:
+    """They are variables of the lower problem all the same, and v is 0 there."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.unread = nn.Linear(3, 1), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor, both: bool = False) -> Tensor:
+            return self.read(x) + self.unread(x) if both else self.read(x)
+
+    class Both(Regression):
+        def sample_losses(self, batch: dict[str, Tensor]) -> Tensor:
+            return (self(batch["x"], True).squeeze(-1) - batch["y"]).square()
+
+    class Keeping(Weighting):
+        def grad_callback(self) -> None:
+            self.kept = self.module.alpha.grad.clone()
+
+    engine = toy(steps=2, method=method, module=Two(), lower=Both, upper=Keeping)
+    engine.run()
+    meta, train = engine.upper.cur_batch, engine.lower.cur_batch
+    names = [name for name, _ in engine.lower.module.named_parameters()]
+
+    def residual(batch: dict[str, Tensor], phi: list[Tensor], both: bool) -> Tensor:
+        at = dict(zip(names, phi, strict=True))
+        found = torch.func.functional_call(engine.lower.module, at, (batch["x"], both))
+        return found.squeeze(-1) - batch["y"]
+
+    def lower(phi: list[Tensor], alpha: list[Tensor]) -> Tensor:
+        weights = nn.functional.softplus(alpha[0])
+        weights = (weights / weights.mean())[train["domain"]]
+        return (weights * residual(train, phi, True).square()).mean()
+
+    (expected,) = hypergradient(
+        method,
+        lambda phi, alpha: residual(meta, phi, False).square().mean(),
+        lower,
+        [p.detach() for p in engine.lower.trainable_parameters()],
+        [torch.zeros(2)],
+    )
+    # float32 rounding, divided by the step for differences.
+    assert torch.allclose(engine.upper.kept, expected, rtol=1e-5 if method != "darts" else 1e-2)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_whatever_loss_is_not_finite_stops_the_run(value: float) -> None:
+    class Broken(Weighting):
+        def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+            return super().training_step(batch) + value
+
+    with pytest.raises(FloatingPointError, match=f"'weighting' is {value}"):
+        toy(upper=Broken).run()
+
+
+def test_the_logged_loss_without_weights_is_of_every_sample_alike() -> None:
+    engine = toy(steps=1)
+    engine.upper.module.alpha.data = torch.tensor([2.0, -2.0])
+    batch = next(iter(engine.lower.train_data_loader[0]))
+    losses = engine.lower.sample_losses(batch)
+    found = engine.lower.training_step(batch)
+    assert torch.allclose(found["unweighted_loss"], losses.mean())
+    assert not found["unweighted_loss"].requires_grad
+    weights = engine.upper.module.weights()[batch["domain"]]
+    assert weights.std() > 0.1
+    assert torch.allclose(found["loss"], (weights * losses).sum() / len(losses))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -165,6 +234,11 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         ({"unroll_steps": 0}, "unroll_steps is 0"),
         ({"gradient_clipping": -1.0}, "gradient_clipping is -1.0"),
         ({"fidelity_every": -1}, "fidelity_every is -1"),
+        ({"cg_iterations": 7}, "cg_iterations is betty's own and not used here"),
+        (
+            {"type": "unrolled", "unroll_steps": 3, "options": {"iterations": 4}},
+            "iterations is 4, expected at most the 3 lower steps",
+        ),
         ({"type": "dart"}, "did you mean 'darts'"),
         ({"type": "darts", "options": {"alpha": 1.0}}, "unknown option"),
     ],
