@@ -23,6 +23,7 @@ from dreamprm.hypergradients.interface import OPTIMIZER, STEPS, Loss
 from dreamprm.hypergradients.precision import Precision
 from dreamprm.hypergradients.randomness import RandomState
 from dreamprm.problems.config import ProblemConfig
+from dreamprm.problems.decay import say_decay
 from dreamprm.problems.fidelity import fidelity, is_due
 from dreamprm.problems.history import LowerHistory, next_step
 from dreamprm.problems.stateless import StatelessLoss
@@ -267,6 +268,9 @@ class Problem(ImplicitProblem):
                 "Hessian, but a problem below answers to it, whose response would be missing: "
                 "take identity, t1t2, darts or sama"
             )
+        if not self._memory.setdefault("said decay", False):
+            self._memory["said decay"] = True
+            say_decay(self)
         batches = self._hypergradient_batches()
         point = self._point(above, upper_loss, batches)
         before = RandomState.now(point.lower)

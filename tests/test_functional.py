@@ -43,10 +43,10 @@ from tests.references import (
 @pytest.mark.parametrize(
     ("solver", "dtype", "autocast", "expected"),
     [
-        ("identity", torch.float32, False, "finite difference"),
+        ("identity", torch.float32, False, "forward mode"),
         ("identity", torch.float32, True, "forward mode"),
         ("identity", torch.bfloat16, False, "forward mode"),
-        ("sama", torch.float64, False, "finite difference"),
+        ("sama", torch.float64, False, "forward mode"),
         ("sama", torch.float32, True, "forward mode"),
         ("cg", torch.float32, True, "double backward"),
         ("neumann", torch.float32, False, "double backward"),

@@ -205,7 +205,7 @@ class FiniteDifference:
         """h; q is not 0."""
         if self.epsilon is not None:
             return self.epsilon / norm(q)
-        lengths, counts = squares(self.lower), [p.numel() for p in self.lower]
+        lengths, counts = squares([p.detach() for p in self.lower]), [p.numel() for p in self.lower]
         mean = sum(lengths) / sum(counts)
         relative = 0.0
         for of_q, of_phi, count in zip(squares(q), lengths, counts, strict=True):

@@ -22,6 +22,9 @@ from dreamprm.errors import UserError, need_at_least, need_positive, need_whole
 Tensors: TypeAlias = list[Tensor]
 Linear: TypeAlias = Callable[[Tensors], Tensors]
 
+POWER_ITERATIONS = 5  # of alpha=auto
+ROUNDING = 1e-3  # of two inner products in float32, relative
+
 
 class CurvatureWarning(UserWarning):
     """The Hessian is not positive definite where a solver needs it to be."""
@@ -33,35 +36,87 @@ def identity(hvp: Linear, v: Tensors) -> Tensors:
 
 
 def neumann(
-    hvp: Linear, v: Tensors, *, iterations: int = 3, alpha: float = 0.1, damping: float = 0.0
+    hvp: Linear,
+    v: Tensors,
+    *,
+    iterations: int = 3,
+    alpha: float | str = 0.1,
+    damping: float = 0.0,
 ) -> Tensors:
     """q = α Σ_{j=0}^{K} (I − α(H + ρI))^j v (Lorraine et al. 2020, arXiv 1911.02590, algorithm 3).
 
-    Converges to (H + ρI)⁻¹ v where H + ρI is positive definite and 0 < α < 2/λ_max(H + ρI).
+    Converges to (H + ρI)⁻¹ v where H + ρI is positive definite and 0 < α < 2/λ_max(H + ρI). It does
+    not where the term after t is longer than t: α‖Ht‖² > 2 tᵀHt.
 
     Args:
         hvp: product with H.
         v: right-hand side.
         iterations: K, at least 0; one Hessian-vector product each.
-        alpha: step size α, more than 0.
+        alpha: step size α, more than 0; or ``"auto"``: 1/λ with λ ≤ λ_max by ``POWER_ITERATIONS``
+            power iterations from v, one more Hessian-vector product each.
         damping: ρ, at least 0.
 
     Raises:
         UserError: an option is out of its range, or the series diverges beyond all numbers.
+
+    Warns:
+        CurvatureWarning: a term grows.
     """
     need_whole("iterations", iterations, at_least=0)
-    need_positive("alpha", alpha)
+    if isinstance(alpha, str) and alpha != "auto":
+        raise UserError(f"alpha is {alpha!r}, expected more than 0, or 'auto'")
+    if alpha != "auto":
+        need_positive("alpha", alpha)
     need_at_least("damping", damping, 0)
+    damped = _damped(hvp, damping)
+    size = float(alpha) if alpha != "auto" else 1 / (_largest_curvature(damped, v) or 1.0)
     term, total = v, v
+    grown: tuple[float, float] | None = None
     for _ in range(iterations):
-        term = _add(term, _damped(hvp, damping)(term), -alpha)
+        product = damped(term)
+        along, square = _dot(term, product), _dot(product, product)
+        if size * square > 2 * along * (1 + ROUNDING) and (grown is None or along < grown[0]):
+            grown = along, square
+        term = _add(term, product, -size)
         total = _add(total, term)
     if not all(bool(s.isfinite().all()) for s in total):
         raise UserError(
             f"the Neumann series is not finite after iterations={iterations} with alpha={alpha}: "
             "alpha must be less than 2 over the largest eigenvalue of the Hessian"
         )
-    return [alpha * s for s in total]
+    if grown is not None:
+        _warn_of_growth(size, *grown)
+    return [size * s for s in total]
+
+
+def _largest_curvature(hvp: Linear, v: Tensors) -> float:
+    """|λ| of the eigenvalue that power iterations from v find, from below; 0 for v = 0."""
+    found, length = 0.0, norm(v)
+    direction = v
+    for _ in range(POWER_ITERATIONS):
+        if length == 0:
+            break
+        direction = hvp([x / length for x in direction])
+        found = length = norm(direction)
+    return found
+
+
+def _warn_of_growth(size: float, along: float, square: float) -> None:
+    if along <= 0:
+        reason = (
+            "a term has curvature of no more than 0, which no alpha mends: more damping does, "
+            "or a solver that does not need H"
+        )
+    else:
+        reason = (
+            f"the largest eigenvalue of the Hessian is at least {square / along:.1g}: alpha must "
+            f"be less than {2 * along / square:.1g}; alpha=auto finds one"
+        )
+    warnings.warn(
+        f"the Neumann series diverges with alpha={size:.2g}: {reason}",
+        CurvatureWarning,
+        stacklevel=3,
+    )
 
 
 def cg(

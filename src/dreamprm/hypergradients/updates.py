@@ -150,6 +150,35 @@ def read_optimizer(optimizer: Optimizer, parameters: Sequence[Tensor]) -> tuple[
     return rules, states
 
 
+def damping_of_decay(optimizer: Optimizer, parameters: Sequence[Tensor]) -> float:
+    """The damping of H that stands for the weight decay that the optimizer adds by itself.
+
+    Where the steps end, ∇L + ρφ = 0, so that the hypergradient needs H + ρI: with weight decay λ, ρ
+    is λ for SGD and Adam. AdamW's decay does not go through the preconditioner: ρ = λ(√v̂ + ε), one
+    number an entry, v̂ the corrected second moment; given is their mean.
+
+    Args:
+        optimizer: as of :func:`read_optimizer`.
+        parameters: φ.
+
+    Returns:
+        ρ, the mean over all entries; 0 where nothing decays.
+
+    Raises:
+        UserError: as of :func:`read_optimizer`.
+    """
+    rules, states = read_optimizer(optimizer, parameters)
+    total = 0.0
+    for rule, state, p in zip(rules, states, parameters, strict=True):
+        scale = 1.0
+        if rule.decoupled:
+            corrected = 1 - rule.betas[1] ** rule.step
+            root = float(state["exp_avg_sq"].sqrt().mean()) if rule.step else 0.0
+            scale = (root / math.sqrt(corrected) if rule.step else 0.0) + rule.eps
+        total += rule.weight_decay * scale * p.numel()
+    return total / sum(p.numel() for p in parameters)
+
+
 def update(
     rules: Sequence[Rule], params: Tensors, grads: Tensors, state: State, clip: float = 0.0
 ) -> tuple[Tensors, State]:
