@@ -1,6 +1,7 @@
 # make demo   trains on the built-in domains and prints what was learned
 # make test   runs the tests
-# Both set up their own virtual environment first.
+# make mutants [MUTANTS="--only solvers.py --jobs 4"]   says which faults the tests do not notice
+# All set up their own virtual environment first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 BETTY := $(shell sed -n 's/^betty-ml==//p' constraints.txt)
 
-.PHONY: setup demo test lint wheel clean
+.PHONY: setup demo test mutants lint wheel clean
 
 setup: $(VENV)/.ready
 
@@ -34,6 +35,9 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+mutants: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MUTANTS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,10 +12,12 @@ The faults stand in tests/faults/, a file for each part, in the form of a diff::
     = why nobody could notice
 
 After ``@`` the file that the faults below are in, and the tests that should notice, the likeliest
-first; a line ``?`` under a fault names other tests for it. What noticed a fault before runs first. Lines that begin with a space stay, to
+first; a line ``?`` under a fault names other tests for it. Lines that begin with a space stay, to
 tell equal lines apart. What a fault takes away must stand in the file exactly once.
 
 A fault is killed where a test fails, or where the tests take ten times as long as without it.
+Results stay in build/mutants.jsonl: what is unchanged since is not run again, and what noticed a
+fault before runs first.
 """
 
 from __future__ import annotations
@@ -86,10 +88,11 @@ class Fault:
         Raises:
             TableError: its lines do not stand there exactly once.
         """
-        found = f"\n{source}".count(f"\n{self.old}")
-        if found != 1:
-            raise TableError(f"out of date, found {found} times, expected once: {self}")
-        return f"\n{source}".replace(f"\n{self.old}", f"\n{self.new}")[1:]
+        whole_lines = re.compile(f"^(?={re.escape(self.old)})", re.MULTILINE)
+        places = [match.start() for match in whole_lines.finditer(source)]
+        if len(places) != 1:
+            raise TableError(f"out of date, found {len(places)} times, expected once: {self}")
+        return source[: places[0]] + self.new + source[places[0] + len(self.old) :]
 
 
 def read_faults(path: Path) -> Iterator[Fault]:
@@ -153,9 +156,7 @@ def run_tests(tree: Path, tests: Sequence[str], log: Path, seconds: float) -> in
         os.chdir(tree)
         sys.path.insert(0, str(tree))
         import pytest
-        import torch
 
-        torch.set_num_threads(1)  # a fork inherits no threads to share work with
         import dreamprm
 
         assert Path(dreamprm.__file__).is_relative_to(tree), dreamprm.__file__
@@ -203,6 +204,7 @@ def main() -> int:
     if options.list:
         print("\n".join(map(str, faults)))
         return 0
+    os.environ["OMP_NUM_THREADS"] = "1"  # a fork inherits no threads to share work with
     for name in PRELOAD:
         importlib.import_module(name)
     sources = sorted(path for path in ROOT.glob("*/**/*.py") if ".venv" not in path.parts)
