@@ -23,6 +23,7 @@ fault before runs first.
 from __future__ import annotations
 
 import argparse
+import compileall
 import configparser
 import hashlib
 import importlib
@@ -38,6 +39,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS = ROOT / "tests" / "faults"
@@ -126,18 +128,19 @@ def _files(names: str) -> tuple[str, ...]:
     return tuple(f"tests/{name}.py" for name in names.split())
 
 
-def copy_tree(target: Path) -> dict[str, Path]:
-    """Copies packages, tests and benchmarks; gives the places of the packages' folders."""
+def copy_tree(target: Path) -> dict[str, str]:
+    """Copies packages, tests and benchmarks; gives the place of each folder in the copy."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     lines = config["options"]["package_dir"].split("\n")
     pairs = [[part.strip() for part in line.split("=")] for line in lines if line]
-    placed = {source: target.joinpath(*name.split(".")) for name, source in pairs}
-    for folder in ("tests", "benchmarks"):
-        placed[folder] = target / folder
+    placed = {source: name.replace(".", "/") for name, source in pairs}
+    placed |= {folder: folder for folder in ("tests", "benchmarks")}
     for source, place in placed.items():
-        shutil.copytree(ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / source, target / place, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", target)
+    # By default a .pyc goes by time and size, and a fault may change neither.
+    compileall.compile_dir(target, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
     return placed
 
 
@@ -192,7 +195,6 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the faults, run nothing")
     parser.add_argument("--again", action="store_true", help="forget earlier results")
     options = parser.parse_args()
-    sys.dont_write_bytecode = True  # a stale .pyc of a file changed twice a second is possible
     try:
         faults = [f for path in sorted(FAULTS.iterdir()) for f in read_faults(path)]
         for fault in faults:
@@ -249,7 +251,7 @@ def _run_all(
     if not todo:
         return
     trees = [folder / f"tree-{i}" for i in range(jobs)]
-    placed = [copy_tree(tree) for tree in trees]
+    placed = copy_tree(trees[0])
     names = sorted({name for fault in todo.values() for name in fault.tests})
     seconds = {}
     for name in tqdm(names, desc="tests without a fault", unit="file"):
@@ -259,13 +261,16 @@ def _run_all(
         if verdict(status) != "survived":
             print(log.read_text(), file=sys.stderr)
             raise SystemExit(f"{name} fails without a fault")
+    sys.dont_write_bytecode = True
+    for tree in trees[1:]:
+        shutil.copytree(trees[0], tree)
     running: dict[int, tuple[str, Fault, int, str]] = {}
     waiting, free = list(todo.items()), list(range(jobs))
     with tqdm(total=len(todo), desc="faults", unit="fault") as bar:
         while waiting or running:
             if waiting and free:
                 (key, fault), tree = waiting.pop(0), free.pop()
-                path = _place(placed[tree], fault.file)
+                path = trees[tree] / _place(placed, fault.file)
                 source = path.read_text()
                 path.write_text(fault.applied(source))
                 limit = 30 + 10 * sum(seconds[name] for name in fault.tests)
@@ -276,7 +281,7 @@ def _run_all(
                 continue
             process, status = os.wait()
             key, fault, tree, source = running.pop(process)
-            _place(placed[tree], fault.file).write_text(source)
+            (trees[tree] / _place(placed, fault.file)).write_text(source)
             free.append(tree)
             result, text = verdict(status), (folder / f"{tree}.log").read_text()
             by = re.search(r"^FAILED (tests/\S+?)(?: - |$)", text, re.MULTILINE)
@@ -288,11 +293,10 @@ def _run_all(
             yield key, result, by[1] if by else ""
 
 
-def _place(placed: dict[str, Path], file: str) -> Path:
+def _place(placed: dict[str, str], file: str) -> str:
     """Where a file of the repository is in a copy."""
-    sources = [source for source in placed if file.startswith(f"{source}/")]
-    source = max(sources, key=len)
-    return placed[source] / file[len(source) + 1 :]
+    source = next(source for source in placed if file.startswith(f"{source}/"))
+    return placed[source] + file[len(source) :]
 
 
 def _report(results: dict[Fault, str]) -> int:
