@@ -21,6 +21,7 @@ from torch.func import grad, hessian, jacrev
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from dreamprm.engines.base import Engine, EngineConfig
+from dreamprm.errors import UserError
 from dreamprm.problems.base import Problem
 from dreamprm.problems.config import ProblemConfig
 
@@ -234,6 +235,15 @@ def test_every_method_works_through_three_levels(method: str) -> None:
         expected = direct["top"] + through("bottom", "top", v)
         # Differences in float64 are right to u^⅔ = 2e-11 of the third derivatives, here about 1.
         assert (found - expected).norm() < 1e-8 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["bottom", "middle"])
+def test_between_levels_there_is_no_upper_loss_to_penalise(name: str) -> None:
+    """What comes through a level is no gradient of a loss at hand."""
+    program = PROGRAMS["three levels"]
+    configs = {"bottom": every(), "middle": every()} | {name: ProblemConfig("f2sa")}
+    with pytest.raises(UserError, match="f2sa needs the upper loss, which is not at hand"):
+        program.build(configs, train_iters=1).run()
 
 
 @every_program

@@ -292,6 +292,10 @@ def test_trainable_parameters_that_the_optimizer_forgets_are_named(
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
     toy(module=module, optimizer=lambda m: torch.optim.SGD(m[1].parameters(), lr=0.1))
     assert "does not hold 2 of its trainable parameters, 0.weight the first" in caplog.text
+    caplog.clear()
+    module[0].requires_grad_(False)
+    toy(module=module, optimizer=lambda m: torch.optim.SGD(m[1].parameters(), lr=0.1))
+    assert "trainable parameters" not in caplog.text
 
 
 def test_modules_that_share_parameters_are_refused() -> None:

@@ -119,6 +119,12 @@ def test_truncated_unrolling_is_the_derivative_through_the_last_steps(iterations
     assert not torch.allclose(found, whole, rtol=1e-3)
 
 
+def test_no_more_steps_are_kept_than_are_used() -> None:
+    engine = build(5, method="unrolled", problem={"unroll_steps": 5, "options": {"iterations": 2}})
+    engine.run()
+    assert len(engine.lower._history.recorded) == 2
+
+
 def test_sama_goes_through_the_clipping_of_the_step() -> None:
     """u(g) = η c g / ‖g‖, so Dᵀv = η c (v − ĝ ĝᵀv) / ‖g‖, by hand."""
     clip, rate = 0.3, 0.05

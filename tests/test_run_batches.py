@@ -32,28 +32,6 @@ def sizes(stream: Any, count: int = 4) -> set[int]:
     return {len(batch["outcome"]) for batch in itertools.islice(iter(stream), count)}
 
 
-def test_micro_batches_share_a_batch_and_each_level_has_its_own_settings(tmp_path: Path) -> None:
-    engine = build(
-        tmp_path,
-        *("lower.batch_size=24", "lower.accumulate=3", "lower.clip=0.5"),
-        *("upper.batch_size=8", "upper.accumulate=2", "upper.clip=0.25", "upper.schedule=linear"),
-    )
-    (lower,), (upper,) = (p.train_data_loader for p in (engine.lower, engine.upper))
-    assert (sizes(lower), sizes(upper)) == ({8}, {4})
-    assert (engine.lower.config.gradient_accumulation, engine.lower.gradient_clipping) == (3, 0.5)
-    assert (engine.upper.config.gradient_accumulation, engine.upper.gradient_clipping) == (2, 0.25)
-    # Linear to zero over the steps of each level: 12 lower ones, 4 upper ones.
-    for problem, steps in ((engine.lower, 12), (engine.upper, 4)):
-        start = problem.optimizer.param_groups[0]["lr"]
-        rates = []
-        for _ in range(steps):
-            problem.optimizer.step()
-            problem.scheduler.step()
-            rates.append(problem.optimizer.param_groups[0]["lr"] / start)
-        assert rates[steps // 2 - 1] == pytest.approx(0.5, abs=0.1)
-        assert rates[-1] == pytest.approx(0, abs=1e-9)
-
-
 ROWS = TrajectoryTable.of(
     [
         Trajectory(str(i), "large" if i < 90 else "small", "?", ("a",), step_labels=(1.0,))
@@ -117,3 +95,25 @@ def test_all_rows_of_a_solution_count_as_its_tokens() -> None:
     options = ("data.sampling=proportional", "data.max_tokens=11", "lower.max_tokens=21")
     with pytest.raises(UserError, match=r"'1' is 2 rows of at most 11 tokens, which .*=21 cannot"):
         batches(*options)
+
+
+def test_micro_batches_share_a_batch_and_each_level_has_its_own_settings(tmp_path: Path) -> None:
+    engine = build(
+        tmp_path,
+        *("lower.batch_size=24", "lower.accumulate=3", "lower.clip=0.5"),
+        *("upper.batch_size=8", "upper.accumulate=2", "upper.clip=0.25", "upper.schedule=linear"),
+    )
+    (lower,), (upper,) = (p.train_data_loader for p in (engine.lower, engine.upper))
+    assert (sizes(lower), sizes(upper)) == ({8}, {4})
+    assert (engine.lower.config.gradient_accumulation, engine.lower.gradient_clipping) == (3, 0.5)
+    assert (engine.upper.config.gradient_accumulation, engine.upper.gradient_clipping) == (2, 0.25)
+    # Linear to zero over the steps of each level: 12 lower ones, 4 upper ones.
+    for problem, steps in ((engine.lower, 12), (engine.upper, 4)):
+        start = problem.optimizer.param_groups[0]["lr"]
+        rates = []
+        for _ in range(steps):
+            problem.optimizer.step()
+            problem.scheduler.step()
+            rates.append(problem.optimizer.param_groups[0]["lr"] / start)
+        assert rates[steps // 2 - 1] == pytest.approx(0.5, abs=0.1)
+        assert rates[-1] == pytest.approx(0, abs=1e-9)
