@@ -304,3 +304,23 @@ def test_a_hessian_that_lacks_a_lower_response_is_refused() -> None:
         with pytest.raises((UserError, AssertionError)) as raised:
             middle.indirect_gradient([torch.ones(1, 1), torch.ones(1)], top)
         assert ("whose response would be missing" in str(raised.value)) == refused
+
+
+def test_decay_that_the_hessian_lacks_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """With the damping that stands for it: SGD's own, AdamW's by its state."""
+
+    def sgd(module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(module.parameters(), lr=0.1, weight_decay=0.25)
+
+    toy(method="cg", optimizer=sgd).run()
+    said = [r.getMessage() for r in caplog.records if "Hessian is that of the loss" in r.message]
+    assert len(said) == 1
+    assert "SGD adds by itself: damping=0.25 puts it back" in said[0]
+    caplog.clear()
+    toy(method="neumann").run()  # AdamW's default is 0.01
+    assert "(0.01) that AdamW adds by itself" in caplog.text
+    caplog.clear()
+    toy(method="cg", optimizer=sgd, problem={"options": {"damping": 0.1}}).run()
+    toy(method="t1t2", optimizer=sgd).run()
+    toy(method="cg", optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1)).run()
+    assert "adds by itself" not in caplog.text
