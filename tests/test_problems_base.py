@@ -18,6 +18,7 @@ from dreamprm.errors import UserError
 from dreamprm.hypergradients import hypergradient
 from dreamprm.problems.base import Problem
 from dreamprm.problems.config import ProblemConfig
+from tests.test_differences import Doubled
 from tests.toy import Regression, Weighting, rows, stack, toy
 
 
@@ -244,11 +245,8 @@ def test_statistics_that_are_no_numbers_stay_out_of_the_log() -> None:
     assert [set(stats) for stats in kept] == [{"loss", "rate"}]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_fidelity_compares_under_one_dropout_mask(dropout: float) -> None:
-    """An exact product against an exact product: nothing but float32 rounding may differ."""
-    module = nn.Sequential(nn.Linear(3, 8), nn.Dropout(dropout), nn.Linear(8, 1))
-    engine = toy(steps=8, module=module, problem={"fidelity_every": 2})
+def fidelity_errors(engine: ReweightingEngine) -> list[float]:
+    """Runs, and gives what was measured after each step."""
     errors: list[float] = []
     step = engine.train_step
 
@@ -260,6 +258,15 @@ def test_fidelity_compares_under_one_dropout_mask(dropout: float) -> None:
 
     engine.train_step = watched  # type: ignore[method-assign]
     engine.run()
+    return errors
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_fidelity_compares_under_one_dropout_mask(dropout: float) -> None:
+    """An exact product against an exact product: nothing but float32 rounding may differ."""
+    module = nn.Sequential(nn.Linear(3, 8), nn.Dropout(dropout), nn.Linear(8, 1))
+    engine = toy(steps=8, module=module, problem={"fidelity_every": 2})
+    errors = fidelity_errors(engine)
     assert len(errors) == 4
     assert max(errors) < 1e-5
 
@@ -324,3 +331,17 @@ def test_decay_that_the_hessian_lacks_is_said_once(caplog: pytest.LogCaptureFixt
     toy(method="t1t2", optimizer=sgd).run()
     toy(method="cg", optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1)).run()
     assert "adds by itself" not in caplog.text
+
+
+class WithoutForwardMode(Regression):
+    def sample_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        return Doubled.apply(super().sample_losses(batch)) / 2
+
+
+def test_fidelity_where_the_loss_has_no_forward_mode() -> None:
+    """By double backward: the default takes differences there, right to 1e-2 in fp32."""
+    problem = {"fidelity_every": 2}
+    engine = toy(steps=4, method="identity", problem=problem, lower=WithoutForwardMode)
+    errors = fidelity_errors(engine)
+    assert len(errors) == 2
+    assert 0 < max(errors) < 1e-2

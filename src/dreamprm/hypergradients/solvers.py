@@ -45,8 +45,8 @@ def neumann(
 ) -> Tensors:
     """q = α Σ_{j=0}^{K} (I − α(H + ρI))^j v (Lorraine et al. 2020, arXiv 1911.02590, algorithm 3).
 
-    Converges to (H + ρI)⁻¹ v where H + ρI is positive definite and 0 < α < 2/λ_max(H + ρI). It warns
-    where the terms show that it does not.
+    Converges to (H + ρI)⁻¹ v where H + ρI is positive definite and 0 < α < 2/λ_max(H + ρI). It
+    warns where the terms show that it does not.
 
     Args:
         hvp: product with H.
