@@ -3,8 +3,9 @@
     python benchmarks/difference_steps.py
 
 Prints JSON lines: for each case the relative error in fp32 of one hypergradient's cross product,
-against float64, by forward mode, by differences with each rule, and with the best of many steps.
-``entries`` is the product's own; ``absolute`` h = u^⅓/‖q‖, ``norm`` u^⅓‖φ‖/‖q‖, ``tensors``
+against float64: by forward mode, by differences with each rule, and with the best of many steps.
+``entries`` is the product's own rule, and ``apart`` how far its differences with h and with 2h are
+from each other; ``absolute`` is h = u^⅓/‖q‖, ``norm`` u^⅓‖φ‖/‖q‖, and ``tensors``
 u^⅓ / √(Σ_t ‖q_t‖²/‖φ_t‖²), u half the spacing of numbers near 1.
 """
 
@@ -70,13 +71,13 @@ class Case:
         phi64, upper64, q64 = in_float64
         exact = ForwardMode(self.loss, phi64, upper64).cross(q64)
 
-        def error(found: Tensors) -> float:
-            return relative_error(found[0], exact[0])
-
-        def difference(step: float) -> float:
+        def found(step: float) -> Tensor:
             epsilon = step * norm(q)
             product = FiniteDifference(self.loss, phi, upper, epsilon=epsilon, check_every=0)
-            return error(product.cross(q))
+            return product.cross(q)[0]
+
+        def difference(step: float) -> float:
+            return relative_error(found(step), exact[0])
 
         ours = FiniteDifference(self.loss, phi, upper, check_every=0)
         of_tensors = sum(v / p for v, p in zip(squares(q), squares(phi), strict=True) if p)
@@ -90,8 +91,11 @@ class Case:
         return {
             "case": self.name,
             "steps": steps,
-            "forward mode": error(ForwardMode(self.loss, phi, upper).cross(q)),
+            "forward mode": relative_error(
+                ForwardMode(self.loss, phi, upper).cross(q)[0], exact[0]
+            ),
             **{name: difference(step) for name, step in rules.items()},
+            "apart": relative_error(found(2 * ours.step(q)), found(ours.step(q))),
             "best of many": min(map(difference, many)),
         }
 
