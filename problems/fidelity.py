@@ -11,8 +11,9 @@ from torch import Tensor
 from dreamprm.hypergradients import Point, indirect_gradient, resolve
 from dreamprm.hypergradients.implicit import ImplicitMethod
 from dreamprm.hypergradients.interface import keywords
-from dreamprm.hypergradients.products import ForwardMode
+from dreamprm.hypergradients.products import DoubleBackward, ForwardMode, NoForwardMode
 from dreamprm.hypergradients.references import cosine, relative_error
+from dreamprm.hypergradients.solvers import identity
 from dreamprm.problems.stateless import StatelessLoss
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def fidelity(
     vector: list[Tensor],
     found: list[Tensor],
 ) -> dict[str, float]:
-    """The used method against forward mode without autocast.
+    """The used method against exact products without autocast: forward mode where the loss has it.
 
     Of a method that is a solver and a product, the reference keeps the solver, and also the
     relative error is given; of any other one it is identity + forward, whose length is another.
@@ -58,11 +59,15 @@ def fidelity(
     if isinstance(method, ImplicitMethod):
         of_solver = keywords(method.solver)
         options = {name: value for name, value in options.items() if name in of_solver}
-        method = replace(method, product=ForwardMode)
+        solver = replace(method, product=ForwardMode)
     else:
-        method, options = resolve("identity+forward"), {}
+        solver, options = ImplicitMethod("identity", identity, ForwardMode), {}
     exact_loss = StatelessLoss(problem, problem, above, batches, autocast=False).of
-    exact = indirect_gradient(method, replace(point, lower_loss=exact_loss), vector, options)
+    point = replace(point, lower_loss=exact_loss)
+    try:
+        exact = indirect_gradient(solver, point, vector, options)
+    except NoForwardMode:
+        exact = indirect_gradient(replace(solver, product=DoubleBackward), point, vector, options)
     flat_found, flat_exact = (torch.cat([g.reshape(-1) for g in gs]) for gs in (found, exact))
     values = {"hypergradient_cosine": cosine(flat_found, flat_exact)}
     if same_solver:

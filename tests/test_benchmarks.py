@@ -36,6 +36,7 @@ SMALL = ["--width", "64", "--layers", "1"]
                 "lower.batch_size=16",
             ],
         ),
+        ("difference_steps.py", ["--quick"]),
         ("hypergradients.py", ["exactness", "cost", "--width", "128", "--layers", "1"]),
     ],
 )

@@ -105,7 +105,7 @@ def test_it_is_looked_at_at_the_first_and_every_nth_difference() -> None:
 
 
 def test_the_step_is_as_documented() -> None:
-    """Of length 2u^⅓ in units of the entries of each tensor, a tenth of all entries' at least."""
+    """Of length u^⅓ in units of the entries of each tensor, a tenth of all entries' at least."""
     lower = [torch.full((3, 2), 0.5), torch.zeros(4), torch.full((2,), -4.0)]
     q = [torch.full((3, 2), 2.0), torch.ones(4), torch.zeros(2)]
     rms = math.sqrt((6 * 0.25 + 2 * 16) / 12)
@@ -115,10 +115,10 @@ def test_the_step_is_as_documented() -> None:
         return FiniteDifference(lambda p, a: p[0].sum(), lower, [], bits=bits).step(q)
 
     for bits, u in ((23, 2**-24), (52, 2**-53)):
-        assert step(lower, q, bits) == pytest.approx(2 * u ** (1 / 3) / relative, rel=1e-6)
+        assert step(lower, q, bits) == pytest.approx(u ** (1 / 3) / relative, rel=1e-6)
     assert step([2 * p for p in lower], q) == pytest.approx(2 * step(lower, q), rel=1e-6)
-    # Where φ is 0, it has no size: a step of length 2u^⅓.
-    assert step([torch.zeros(4)], [torch.ones(4)]) == pytest.approx(2**-8, rel=1e-6)
+    # Where φ is 0, it has no size: a step of length u^⅓.
+    assert step([torch.zeros(4)], [torch.ones(4)]) == pytest.approx(2**-9, rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -18,6 +18,7 @@ from dreamprm.errors import UserError
 from dreamprm.hypergradients import hypergradient
 from dreamprm.problems.base import Problem
 from dreamprm.problems.config import ProblemConfig
+from tests.test_differences import Doubled
 from tests.toy import Regression, Weighting, rows, stack, toy
 
 
@@ -322,11 +323,8 @@ def test_statistics_that_are_no_numbers_stay_out_of_the_log() -> None:
     assert [set(stats) for stats in kept] == [{"loss", "rate"}]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_fidelity_compares_under_one_dropout_mask(dropout: float) -> None:
-    """An exact product against an exact product: nothing but float32 rounding may differ."""
-    module = nn.Sequential(nn.Linear(3, 8), nn.Dropout(dropout), nn.Linear(8, 1))
-    engine = toy(steps=8, module=module, problem={"fidelity_every": 2})
+def fidelity_errors(engine: ReweightingEngine) -> list[float]:
+    """Runs, and gives what was measured after each step."""
     errors: list[float] = []
     step = engine.train_step
 
@@ -338,6 +336,15 @@ def test_fidelity_compares_under_one_dropout_mask(dropout: float) -> None:
 
     engine.train_step = watched  # type: ignore[method-assign]
     engine.run()
+    return errors
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_fidelity_compares_under_one_dropout_mask(dropout: float) -> None:
+    """An exact product against an exact product: nothing but float32 rounding may differ."""
+    module = nn.Sequential(nn.Linear(3, 8), nn.Dropout(dropout), nn.Linear(8, 1))
+    engine = toy(steps=8, module=module, problem={"fidelity_every": 2})
+    errors = fidelity_errors(engine)
     assert len(errors) == 4
     assert max(errors) < 1e-5
 
@@ -382,3 +389,37 @@ def test_a_hessian_that_lacks_a_lower_response_is_refused() -> None:
         with pytest.raises((UserError, AssertionError)) as raised:
             middle.indirect_gradient([torch.ones(1, 1), torch.ones(1)], top)
         assert ("whose response would be missing" in str(raised.value)) == refused
+
+
+def test_decay_that_the_hessian_lacks_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """With the damping that stands for it: SGD's own, AdamW's by its state."""
+
+    def sgd(module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(module.parameters(), lr=0.1, weight_decay=0.25)
+
+    toy(method="cg", optimizer=sgd).run()
+    said = [r.getMessage() for r in caplog.records if "Hessian is that of the loss" in r.message]
+    assert len(said) == 1
+    assert "SGD adds by itself: damping=0.25 puts it back" in said[0]
+    caplog.clear()
+    toy(method="neumann").run()  # AdamW's default is 0.01
+    assert "(0.01) that AdamW adds by itself" in caplog.text
+    caplog.clear()
+    toy(method="cg", optimizer=sgd, problem={"options": {"damping": 0.1}}).run()
+    toy(method="t1t2", optimizer=sgd).run()
+    toy(method="cg", optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1)).run()
+    assert "adds by itself" not in caplog.text
+
+
+class WithoutForwardMode(Regression):
+    def sample_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        return Doubled.apply(super().sample_losses(batch)) / 2
+
+
+def test_fidelity_where_the_loss_has_no_forward_mode() -> None:
+    """By double backward: the default takes differences there, right to 1e-2 in fp32."""
+    problem = {"fidelity_every": 2}
+    engine = toy(steps=4, method="identity", problem=problem, lower=WithoutForwardMode)
+    errors = fidelity_errors(engine)
+    assert len(errors) == 2
+    assert 0 < max(errors) < 1e-2

@@ -11,18 +11,14 @@ import torch
 from torch import Tensor
 
 from dreamprm.errors import UserError
-from dreamprm.hypergradients import (
-    Point,
-    hypergradient,
-    resolve,
-)
+from dreamprm.hypergradients import Point, hypergradient, resolve
 from dreamprm.hypergradients.products import PRODUCTS
 from dreamprm.hypergradients.references import (
     VARIABLES,
     Reference,
     relative_error,
 )
-from dreamprm.hypergradients.solvers import CurvatureWarning, cg, nystrom
+from dreamprm.hypergradients.solvers import CurvatureWarning, cg, neumann, nystrom
 from dreamprm.hypergradients.unrolled import take_steps
 from tests.references import (
     EXACT,
@@ -116,6 +112,56 @@ def test_a_short_neumann_series_is_the_truncated_one(
     found = run(ridge, f"neumann+{product}", iterations=terms, alpha=step)
     # L is quadratic in φ, so central differences are exact too, up to rounding over the step 5e-6.
     assert relative_error(found, ridge.dense(series)) < (1e-12 if product in EXACT else 1e-8)
+
+
+def test_a_neumann_series_that_diverges_is_named(ridge: Reference) -> None:
+    """By the bound of the largest eigenvalue that its terms give; no word where it converges."""
+    largest = largest_eigenvalue(ridge)
+    with pytest.warns(CurvatureWarning, match="diverges with alpha=.* alpha must be less than"):
+        run(ridge, "neumann", iterations=3, alpha=2.5 / largest)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(ridge, "neumann", iterations=100, alpha=1.99 / largest)
+    v = [torch.ones(2, dtype=torch.float64)]
+    diagonal = torch.tensor([4.0, 1.0], dtype=torch.float64)
+    # One term on, only the lengths of v and of (−1.4, 0.4) are known; two on, both eigenvalues.
+    with pytest.warns(CurvatureWarning, match=r"at least 3: alpha must be less than 0\.6;"):
+        neumann(lambda q: [diagonal * q[0]], v, iterations=1, alpha=0.6)
+    with pytest.warns(CurvatureWarning, match=r"at least 4: alpha must be less than 0\.5;"):
+        neumann(lambda q: [diagonal * q[0]], v, iterations=2, alpha=0.6)
+    few = [torch.tensor([0.1, 1.0])]
+    with pytest.warns(CurvatureWarning, match=r"at least 4: alpha must be less than 0\.5;"):
+        neumann(lambda q: [diagonal.float() * q[0]], few, alpha=0.55)
+    with pytest.warns(CurvatureWarning, match="has a negative eigenvalue"):
+        neumann(lambda q: [-diagonal * q[0]], v, iterations=1, alpha=0.1)
+
+
+def test_the_neumann_series_finds_its_own_step(reference: Reference) -> None:
+    """1/λ with λ the largest eigenvalue, by five products with H from v, hence 45 terms do."""
+    hessian = reference.hessian()
+    v = torch.autograd.functional.jacobian(reference.meta_loss, reference.solution())
+    x = v
+    for _ in range(5):
+        x = hessian @ (x / x.norm())
+    count = 0
+
+    def hvp(q: list[Tensor]) -> list[Tensor]:
+        nonlocal count
+        count += 1
+        return [hessian @ q[0]]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = neumann(hvp, [v], iterations=7, alpha="auto")
+    assert count == 5 + 7
+    (given,) = neumann(hvp, [v], iterations=7, alpha=1 / float(x.norm()))
+    assert relative_error(found, given) < 1e-12
+    (damped,) = neumann(hvp, [v], iterations=2000, alpha="auto", damping=1.0)
+    dense = torch.linalg.solve(hessian + torch.eye(VARIABLES, dtype=torch.float64), v)
+    assert relative_error(damped, dense) < 1e-9
+    assert torch.equal(neumann(hvp, [0 * v], alpha="auto")[0], 0 * v)
+    with pytest.raises(UserError, match="alpha is 'fast', expected more than 0, or 'auto'"):
+        neumann(hvp, [v], alpha="fast")
 
 
 def test_nystrom_of_full_rank_is_exact_but_for_its_damping(reference: Reference) -> None:

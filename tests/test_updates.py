@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from dreamprm.errors import UserError
-from dreamprm.hypergradients.updates import preconditioner, read_optimizer, update
+from dreamprm.hypergradients.updates import (
+    damping_of_decay,
+    preconditioner,
+    read_optimizer,
+    update,
+)
 
 OPTIMIZERS: dict[str, Callable[[list[Tensor]], Optimizer]] = {
     "sgd": lambda ps: SGD(ps, lr=0.1, weight_decay=0.02),
@@ -147,3 +152,46 @@ def test_what_cannot_be_differentiated_is_refused(
     params = draw(0)
     with pytest.raises(UserError, match=message):
         read_optimizer(build(params), params)
+
+
+DECAYING: dict[str, Callable[[list[Tensor]], Optimizer]] = {
+    "sgd": lambda ps: SGD(ps, lr=0.2, weight_decay=0.3),
+    "adam": lambda ps: Adam(ps, lr=0.2, weight_decay=0.3),
+    "adamw": lambda ps: AdamW(ps, lr=0.2, weight_decay=0.3, eps=0.1, betas=(0.9, 1 - 1e-9)),
+}
+
+
+@pytest.mark.parametrize("name", DECAYING)
+def test_the_damping_of_a_decay_is_where_the_steps_end(name: str) -> None:
+    """torch's own step does not move φ where ∇L + ρφ = 0, with ρ this damping."""
+    params = draw(0)
+    optimizer = DECAYING[name](params)
+    taken = 10
+    if name != "sgd":
+        for p in params:
+            optimizer.state[p] = {
+                "step": torch.tensor(float(taken)),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.full_like(p, 0.04 * (1e-9 * taken)),  # 0.04 when corrected
+            }
+    damping = damping_of_decay(optimizer, params)
+    assert damping == pytest.approx(0.3 * (0.2 + 0.1) if name == "adamw" else 0.3, rel=1e-6)
+    if name == "adamw":
+        for p in params:
+            optimizer.state[p]["exp_avg"] = -damping * p * (1 - 0.9**taken)
+            optimizer.state[p]["exp_avg_sq"] *= (taken + 1) / taken  # the next step's is the same
+            p.grad = -damping * p
+            optimizer.state[p]["exp_avg_sq"] -= 1e-9 * p.grad**2
+    before = [p.clone() for p in params]
+    for p in params:
+        p.grad = -damping * p
+    optimizer.step()
+    for p, old in zip(params, before, strict=True):
+        assert torch.allclose(p, old, rtol=1e-6, atol=0)
+
+
+def test_no_decay_is_no_damping() -> None:
+    params = draw(0)
+    assert damping_of_decay(AdamW(params, weight_decay=0.0), params) == 0
+    groups = [{"params": params[:1], "weight_decay": 0.7}, {"params": params[1:]}]
+    assert damping_of_decay(SGD(groups, lr=0.1), params) == pytest.approx(0.7 * 3 / 7)

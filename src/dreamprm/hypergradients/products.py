@@ -147,13 +147,13 @@ class FiniteDifference:
     (∇L(φ + hq) − ∇L(φ − hq)) / 2h: two evaluations; for ``cross`` without a graph over the
     backbone. The parameters themselves are never changed, so nothing has to be restored.
 
-    By default h is such that the change of φ, measured in the size of its entries, has length 2u^⅓:
+    By default h is such that the change of φ, measured in the size of its entries, has length u^⅓:
 
-        h = 2 u^⅓ / √(Σ_t ‖q_t‖² / s_t²),   s_t = max(rms φ_t, rms φ / 10)
+        h = u^⅓ / √(Σ_t ‖q_t‖² / s_t²),   s_t = max(rms φ_t, rms φ / 10)
 
     over the tensors t of φ, u half the spacing of numbers near 1: truncation, ∝ h², and rounding,
     ∝ u/h, are of one size there. A step that does not scale with φ is far too long where weights
-    are small, as before a norm layer under weight decay. ``benchmarks/hypergradients.py steps``
+    are small, as before a norm layer under weight decay. ``benchmarks/difference_steps.py``
     holds this rule against others.
 
     Args:
@@ -211,7 +211,7 @@ class FiniteDifference:
         for of_q, of_phi, count in zip(squares(q), lengths, counts, strict=True):
             # Where all of φ is 0, nothing says what its size is.
             relative += of_q / (max(of_phi / max(count, 1), mean / 100) if mean else 1.0)
-        return 2 * 2 ** (-(self.bits + 1) / 3) / math.sqrt(relative)
+        return 2 ** (-(self.bits + 1) / 3) / math.sqrt(relative)
 
     def _value(self, lower: Tensors, upper: Tensors) -> Tensor:
         with Precision(lower) as precision:

@@ -23,7 +23,7 @@ Tensors: TypeAlias = list[Tensor]
 Linear: TypeAlias = Callable[[Tensors], Tensors]
 
 POWER_ITERATIONS = 5  # of alpha=auto
-ROUNDING = 1e-3  # of two inner products in float32, relative
+ROUNDING = 0.02  # of an eigenvalue in the span of the last terms
 
 
 class CurvatureWarning(UserWarning):
@@ -45,8 +45,8 @@ def neumann(
 ) -> Tensors:
     """q = α Σ_{j=0}^{K} (I − α(H + ρI))^j v (Lorraine et al. 2020, arXiv 1911.02590, algorithm 3).
 
-    Converges to (H + ρI)⁻¹ v where H + ρI is positive definite and 0 < α < 2/λ_max(H + ρI). It does
-    not where the term after t is longer than t: α‖Ht‖² > 2 tᵀHt.
+    Converges to (H + ρI)⁻¹ v where H + ρI is positive definite and 0 < α < 2/λ_max(H + ρI). It
+    warns where the terms show that it does not.
 
     Args:
         hvp: product with H.
@@ -60,7 +60,7 @@ def neumann(
         UserError: an option is out of its range, or the series diverges beyond all numbers.
 
     Warns:
-        CurvatureWarning: a term grows.
+        CurvatureWarning: the series diverges.
     """
     need_whole("iterations", iterations, at_least=0)
     if isinstance(alpha, str) and alpha != "auto":
@@ -71,22 +71,58 @@ def neumann(
     damped = _damped(hvp, damping)
     size = float(alpha) if alpha != "auto" else 1 / (_largest_curvature(damped, v) or 1.0)
     term, total = v, v
-    grown: tuple[float, float] | None = None
+    moments = [_dot(v, v)]
     for _ in range(iterations):
-        product = damped(term)
-        along, square = _dot(term, product), _dot(product, product)
-        if size * square > 2 * along * (1 + ROUNDING) and (grown is None or along < grown[0]):
-            grown = along, square
-        term = _add(term, product, -size)
+        before, term = term, _add(term, damped(term), -size)
         total = _add(total, term)
+        moments += [_dot(before, term), _dot(term, term)]
     if not all(bool(s.isfinite().all()) for s in total):
         raise UserError(
             f"the Neumann series is not finite after iterations={iterations} with alpha={alpha}: "
             "alpha must be less than 2 over the largest eigenvalue of the Hessian"
         )
-    if grown is not None:
-        _warn_of_growth(size, *grown)
+    _warn_of_divergence(moments, size)
     return [size * s for s in total]
+
+
+def _warn_of_divergence(moments: list[float], size: float) -> None:
+    """Says that a Neumann series diverges, where its own terms show it.
+
+    By Rayleigh and Ritz in the span of the last terms, whose values for B = I − α(H + ρI) lie
+    between B's eigenvalues: where one is beyond 1, so is an eigenvalue.
+
+    Args:
+        moments: vᵀBʲv for j = 0, 1, …, 2K.
+        size: α.
+    """
+    last = moments[-7:]
+    n = (len(last) - 1) // 2
+    # Where the last terms are rounding, they say nothing.
+    if not n or last[0] <= 1e-12 * moments[0]:
+        return
+    grams = [
+        torch.tensor([[last[i + j + k] for j in range(n)] for i in range(n)], dtype=torch.float64)
+        for k in range(3)
+    ]
+    values, vectors = torch.linalg.eigh(grams[0] / last[0])
+    kept = values > 1e-4 * values[-1]  # inner products in float32 err by 1e-6
+    basis = vectors[:, kept] / (last[0] * values[kept]).sqrt()
+    squares, within = torch.linalg.eigh(basis.T @ grams[2] @ basis)
+    rate, along = math.sqrt(max(float(squares[-1]), 0)), basis @ within[:, -1]
+    if rate < 1 + ROUNDING:
+        return
+    if along @ grams[1] @ along < 0:
+        reason = (
+            f"the largest eigenvalue of the Hessian is at least {(1 + rate) / size:.1g}: alpha "
+            f"must be less than {2 * size / (1 + rate):.1g}; alpha=auto finds one"
+        )
+    else:
+        reason = (
+            "the Hessian has a negative eigenvalue, which no alpha mends: more damping does, or a "
+            "solver that does not need H"
+        )
+    message = f"the Neumann series diverges with alpha={size:.2g}: {reason}"
+    warnings.warn(message, CurvatureWarning, stacklevel=3)
 
 
 def _largest_curvature(hvp: Linear, v: Tensors) -> float:
@@ -99,24 +135,6 @@ def _largest_curvature(hvp: Linear, v: Tensors) -> float:
         direction = hvp([x / length for x in direction])
         found = length = norm(direction)
     return found
-
-
-def _warn_of_growth(size: float, along: float, square: float) -> None:
-    if along <= 0:
-        reason = (
-            "a term has curvature of no more than 0, which no alpha mends: more damping does, "
-            "or a solver that does not need H"
-        )
-    else:
-        reason = (
-            f"the largest eigenvalue of the Hessian is at least {square / along:.1g}: alpha must "
-            f"be less than {2 * along / square:.1g}; alpha=auto finds one"
-        )
-    warnings.warn(
-        f"the Neumann series diverges with alpha={size:.2g}: {reason}",
-        CurvatureWarning,
-        stacklevel=3,
-    )
 
 
 def cg(
