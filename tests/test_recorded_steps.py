@@ -230,12 +230,14 @@ def test_the_arithmetic_of_the_loss_is_known_to_the_method() -> None:
         build(2, method="f2sa").run()
 
 
-def test_a_comparison_with_the_exact_product_changes_no_run() -> None:
+@pytest.mark.parametrize("method", ["darts", "unrolled"])
+def test_a_comparison_with_the_exact_product_changes_no_run(method: str) -> None:
+    """Unrolling replays the masks of its steps, and the product that it is held to draws one."""
     runs = []
     for every in (0, 2):
         torch.manual_seed(0)
         module = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
-        engine = build(8, method="darts", module=module, problem={"fidelity_every": every})
+        engine = build(8, method=method, module=module, problem={"fidelity_every": every})
         engine.run()
         runs.append([p.detach() for q in engine.problems for p in q.module.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
