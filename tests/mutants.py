@@ -16,8 +16,8 @@ first; a line ``?`` under a fault names other tests for it. Lines that begin wit
 tell equal lines apart. What a fault takes away must stand in the file exactly once.
 
 A fault is killed where a test fails, or where the tests take ten times as long as without it.
-Results stay in build/mutants.jsonl: what is unchanged since is not run again, and what noticed a
-fault before runs first.
+Results stay in build/mutants.jsonl: where neither the file nor its tests have changed since, a fault
+is not run again but with ``--again``; what noticed it before runs first.
 """
 
 from __future__ import annotations
@@ -178,12 +178,11 @@ def verdict(status: int) -> str:
     return {0: "survived", 1: "killed"}.get(code, "broken")
 
 
-def digest(*texts: str | bytes) -> str:
-    """One number for several texts."""
-    total = hashlib.sha256()
-    for text in texts:
-        data = text.encode() if isinstance(text, str) else text
-        total.update(b"%d:" % len(data) + data)
+def digest(fault: Fault) -> str:
+    """A number for a fault, the file that it is in and its tests, as they are."""
+    total = hashlib.sha256(repr(fault).encode())
+    for name in (fault.file, *fault.tests):
+        total.update(hashlib.sha256((ROOT / name).read_bytes()).digest())
     return total.hexdigest()
 
 
@@ -209,9 +208,7 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"  # a fork inherits no threads to share work with
     for name in PRELOAD:
         importlib.import_module(name)
-    sources = sorted(path for path in ROOT.glob("*/**/*.py") if ".venv" not in path.parts)
-    state = digest(*(path.read_bytes() for path in sources))
-    keys = {digest(state, repr(fault)): fault for fault in faults}
+    keys = {digest(fault): fault for fault in faults}
     if options.again:
         RESULTS.unlink(missing_ok=True)
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []

@@ -257,6 +257,19 @@ def test_half_a_run_and_the_rest_are_a_whole_run(program: Program) -> None:
     assert all(torch.equal(getattr(whole, n)(), getattr(second, n)()) for n in program.reads)
 
 
+@pytest.mark.parametrize("cut", [4, 5, 7])
+def test_a_resumed_run_knows_which_lower_problems_are_through(cut: int) -> None:
+    """Between steps 4 and 6 the upper problem waits for the right one alone."""
+    program, configs = PROGRAMS["two lowers"], {"left": every(4), "right": every(6)}
+    whole, first, second = (program.build(configs, train_iters=n) for n in (12, cut, 12))
+    whole.run()
+    first.run()
+    second.load_state_dict(first.state_dict())
+    second.run()
+    assert (whole.upper.count, second.upper.count) == (2, 2)
+    assert all(torch.equal(getattr(whole, n)(), getattr(second, n)()) for n in program.reads)
+
+
 class Regression(Node):
     def on_inner_loop_start(self) -> None:
         self().data.zero_()
