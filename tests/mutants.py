@@ -16,8 +16,8 @@ first; a line ``?`` under a fault names other tests for it. Lines that begin wit
 tell equal lines apart. What a fault takes away must stand in the file exactly once.
 
 A fault is killed where a test fails, or where the tests take ten times as long as without it.
-Results stay in build/mutants.jsonl: where neither the file nor its tests have changed since, a fault
-is not run again but with ``--again``; what noticed it before runs first.
+Results stay in build/mutants.jsonl: a fault runs again where its file or its tests have changed
+since, or all do with ``--again``; what noticed it before runs first.
 """
 
 from __future__ import annotations
@@ -259,8 +259,8 @@ def _run_all(
             print(log.read_text(), file=sys.stderr)
             raise SystemExit(f"{name} fails without a fault")
     sys.dont_write_bytecode = True
-    for tree in trees[1:]:
-        shutil.copytree(trees[0], tree)
+    for another in trees[1:]:
+        shutil.copytree(trees[0], another)
     running: dict[int, tuple[str, Fault, int, str]] = {}
     waiting, free = list(todo.items()), list(range(jobs))
     with tqdm(total=len(todo), desc="faults", unit="fault") as bar:
