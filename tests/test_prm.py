@@ -190,3 +190,23 @@ def test_selection_by_hand() -> None:
     assert found["step_auc"] == pytest.approx(0.5)
     assert aggregate([]) == -math.inf
     assert auc([1.0, 2.0], [True, True]) is None
+
+
+def test_the_meta_losss_options_reach_it() -> None:
+    logits = torch.tensor([[2.0], [-1.0], [0.5], [0.3]], dtype=torch.float64)
+    batch = {
+        "step_mask": torch.ones(4, 1, dtype=torch.bool),
+        "outcome": torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64),
+        "question": torch.arange(4),
+    }
+    found = []
+    for options in ({}, {"ridge": 0.7}):
+        problem = DomainWeighting(meta_loss="calibrated", options=options)
+        problem.prm = Fixed(logits)
+        found.append(problem.training_step(batch)["loss"].item())
+    scores = logits[:, 0]
+    expected = [
+        calibrated(scores, batch["outcome"], batch["question"], r).item() for r in (0.1, 0.7)
+    ]
+    assert found == expected
+    assert abs(found[0] - found[1]) > 0.01
