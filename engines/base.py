@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from betty import configs as betty_configs
 from betty import engine as betty_engine
+from betty.envs import Env
 from betty.logging import get_logger
 
+from dreamprm.engines.environments import check_environment
 from dreamprm.errors import UserError
 from dreamprm.problems.base import Problem
-from dreamprm.progress import progress_bar
+from dreamprm.progress import progress_bar, show
 from dreamprm.training.checkpoints import load_latest_checkpoint, save_checkpoint
 from dreamprm.training.metrics import MetricsLog
 
@@ -105,13 +107,19 @@ class Engine(betty_engine.Engine):
         problems: all of them.
         config: an :class:`EngineConfig`.
         dependencies: betty's ``{"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}``.
+        env: a ``betty.envs.Env``, which every problem then has as ``self.env``; it is part of a
+            checkpoint if it has ``state_dict``.
     """
 
     config: EngineConfig
     problems: list[Problem]
 
     def __init__(
-        self, problems: list[Problem], config: EngineConfig, dependencies: dict[str, Any]
+        self,
+        problems: list[Problem],
+        config: EngineConfig,
+        dependencies: dict[str, Any],
+        env: Env | None = None,
     ) -> None:
         if not isinstance(config, EngineConfig):
             raise UserError(
@@ -126,9 +134,11 @@ class Engine(betty_engine.Engine):
                     f"a problem is named {name!r}, expected a name that no other problem and no "
                     "attribute of problems or engines has"
                 )
+        check_environment(env, problems)
+        self.validations: dict[int, dict[str, float]] = {}  # the numbers of each, by step
         # betty announces every problem on standard output, at INFO.
         get_logger().setLevel(logging.WARNING)
-        super().__init__(problems, config, dependencies)
+        super().__init__(problems, config, dependencies, env)
 
     def set_dependency(self, dependencies: dict[str, Any]) -> None:
         """As betty's, which forgets that the problems now wait for others."""
@@ -238,6 +248,7 @@ class Engine(betty_engine.Engine):
                 if self.early_stopping is not None
                 else None
             ),
+            "env": self.env.state_dict() if hasattr(self.env, "state_dict") else None,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -259,6 +270,8 @@ class Engine(betty_engine.Engine):
             problem.load_state_dict(state["problems"][problem.name])
         if self.early_stopping is not None and state["early_stopping"] is not None:
             self.early_stopping.best, self.early_stopping.since_best = state["early_stopping"]
+        if state.get("env") is not None:
+            self.env.load_state_dict(state["env"])
         torch.set_rng_state(state["random"])
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
@@ -284,6 +297,9 @@ class Engine(betty_engine.Engine):
             with torch.no_grad():
                 stats = self.validation() or {}
             self.train()
+            self.validations[self.global_step] = dict(stats)
+            if metrics is None and stats:
+                show(f"validation at step {self.global_step}", stats)
         if metrics is not None:
             if stats:
                 values = {f"validation/{name}": value for name, value in stats.items()}

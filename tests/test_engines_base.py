@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from pathlib import Path
@@ -53,6 +54,25 @@ def test_early_stopping_stops_and_stays_stopped(tmp_path: Path) -> None:
 def test_early_stopping_names_the_metrics_there_are() -> None:
     with pytest.raises(UserError, match=r"'loss' is not among .* error"):
         toy(engine=Validating, valid_step=2, early_stopping=True).run()
+
+
+@pytest.mark.parametrize("level", [logging.WARNING, logging.INFO])
+def test_without_a_run_directory_validations_are_shown(
+    level: int, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(level, logger="dreamprm")
+    engine = toy(steps=5, engine=Validating, valid_step=2)
+    engine.run()
+    assert engine.validations == {2: {"error": 1.0}, 4: {"error": 0.5}, 5: {"error": 0.7}}
+    expected = [
+        "validation at step 2: error 1",
+        "validation at step 4: error 0.5",
+        "validation at step 5: error 0.7",
+    ]
+    logged = [record.getMessage() for record in caplog.records]
+    printed = capsys.readouterr().out.splitlines()
+    # Once each: by the log where it is listened to.
+    assert (logged, printed) == ((expected, []) if level == logging.INFO else ([], expected))
 
 
 def test_metrics_stand_in_the_run_directory(tmp_path: Path) -> None:
