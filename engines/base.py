@@ -7,8 +7,6 @@ tests/test_engines_base.py that fails without it.
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +19,16 @@ from betty import configs as betty_configs
 from betty import engine as betty_engine
 from betty.logging import get_logger
 
+from dreamprm.engines.interrupts import postponed_interrupts
 from dreamprm.errors import UserError
 from dreamprm.problems.base import Problem
+from dreamprm.problems.finite import need_finite_state
 from dreamprm.progress import progress_bar
-from dreamprm.training.checkpoints import load_latest_checkpoint, save_checkpoint
+from dreamprm.training.checkpoints import (
+    checkpoint_steps,
+    load_latest_checkpoint,
+    save_checkpoint,
+)
 from dreamprm.training.metrics import MetricsLog
 
 log = logging.getLogger("dreamprm")
@@ -165,8 +169,11 @@ class Engine(betty_engine.Engine):
     def run(self) -> None:
         """Trains to ``train_iters``, from the last checkpoint if one was loaded.
 
-        An interrupt (Ctrl-C or SIGTERM) ends the run after the step under way, with a checkpoint,
-        and is raised as KeyboardInterrupt then.
+        An interrupt (Ctrl-C, SIGTERM or SIGHUP) ends the run after the step under way, with a
+        checkpoint, and is raised as KeyboardInterrupt then.
+
+        Raises:
+            FloatingPointError: a number is not finite; see ``Problem.one_step_descent``.
         """
         self.train()
         sums: dict[str, list[float]] = defaultdict(list)
@@ -175,10 +182,11 @@ class Engine(betty_engine.Engine):
         stop = self.global_step >= self.train_iters or (
             self.early_stopping is not None and self.early_stopping.reached
         )
-        with bar, _postponed_interrupts() as interrupted:
+        with bar, postponed_interrupts() as interrupted:
             while not stop:
                 self.global_step += 1
-                self.train_step()
+                with self._naming_step():
+                    self.train_step()
                 for problem in self.problems:
                     for name, value in problem.stats.items():
                         sums[f"{problem.name}/{name}"].append(value)
@@ -197,7 +205,8 @@ class Engine(betty_engine.Engine):
                             self.global_step, values | self._learning_rates() | self.metrics()
                         )
                 if self.global_step % self.valid_step == 0 or stop:
-                    stop = self._validate(metrics) or stop
+                    with self._naming_step():
+                        stop = self._validate(metrics) or stop
                 due = self.config.checkpoint_every
                 if stop or interrupted or (due and self.global_step % due == 0):
                     self.save()
@@ -209,14 +218,20 @@ class Engine(betty_engine.Engine):
             raise KeyboardInterrupt
 
     def save(self) -> None:
-        """Writes a checkpoint, where there is a run directory."""
-        if self.config.run_directory is not None:
-            save_checkpoint(
-                self.config.run_directory / "checkpoints",
-                self.global_step,
-                self.state_dict(),
-                self.config.keep_checkpoints,
-            )
+        """Writes a checkpoint, where there is a run directory.
+
+        Raises:
+            FloatingPointError: a tensor of the state is not finite; nothing is written.
+            UserError: it cannot be written.
+        """
+        if self.config.run_directory is None:
+            return
+        state = self.state_dict()
+        with self._naming_step():
+            # Batches are the user's, and may have NaN for what is missing.
+            need_finite_state("the state after the step", state["problems"], skip=("batches",))
+        folder = self.config.run_directory / "checkpoints"
+        save_checkpoint(folder, self.global_step, state, self.config.keep_checkpoints)
 
     def resume(self) -> bool:
         """Continues from the newest checkpoint of the run directory; False where there is none."""
@@ -263,6 +278,23 @@ class Engine(betty_engine.Engine):
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
 
+    @contextmanager
+    def _naming_step(self) -> Iterator[None]:
+        """Says in which step of the run a FloatingPointError inside is, and what is left."""
+        try:
+            yield
+        except FloatingPointError as error:
+            folder = self.config.run_directory
+            steps = checkpoint_steps(folder / "checkpoints") if folder is not None else []
+            # One of a later step is of another run.
+            left = bool(steps) and steps[-1] < self.global_step
+            hint = (
+                f"; the newest checkpoint, of step {steps[-1]}, is from before it" if left else ""
+            )
+            raise FloatingPointError(
+                f"step {self.global_step} of the run: {error}{hint}"
+            ) from error
+
     def _open_metrics(self) -> MetricsLog | None:
         if self.config.run_directory is None:
             return None
@@ -296,39 +328,3 @@ class Engine(betty_engine.Engine):
             log.info("stopped early at step %d", self.global_step)
             return True
         return False
-
-
-class _Interrupted:
-    """False until an interrupt has arrived."""
-
-    def __init__(self) -> None:
-        self.arrived = False
-
-    def __bool__(self) -> bool:
-        return self.arrived
-
-
-@contextmanager
-def _postponed_interrupts() -> Iterator[_Interrupted]:
-    """Notes SIGINT and SIGTERM for the end of the step; a second one acts at once."""
-    interrupted = _Interrupted()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted  # only the main thread may set signal handlers
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # A shell makes its background jobs ignore SIGINT: that stays so.
-    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
-
-    def note(number: int, frame: Any) -> None:
-        interrupted.arrived = True
-        log.warning("stopping after the step under way; once more stops at once")
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
