@@ -149,7 +149,7 @@ def naming(problem: Problem, on: Problem | None = None, batch: int | None = None
 
 def _rows(problem: Problem, batch: int | None) -> list[str]:
     """What the rows of the last step are called, where the data loaders can tell."""
-    rows = []
+    rows: list[str] = []
     for loader in problem.train_data_loader or ():
         names = getattr(loader, "recent_names", None)
         if names is not None:
