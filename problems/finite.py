@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
+
+from dreamprm.hypergradients.finite import is_finite
 
 if TYPE_CHECKING:
     from dreamprm.problems.base import Problem
@@ -36,9 +37,7 @@ def need_finite(
         FloatingPointError: names the first tensor that is not finite, and counts the others.
     """
     values = [_values(tensor) for tensor in tensors]
-    # The infinity norm of an empty tensor is an error in torch.
-    norm = get_total_norm([value for value in values if value.numel()], order)
-    if bool(norm.isfinite()):
+    if is_finite(values, order):
         return
     bad = [i for i, value in enumerate(values) if not value.isfinite().all()]
     if not bad:
