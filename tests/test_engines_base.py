@@ -132,6 +132,36 @@ def test_an_interrupt_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path) -> N
     assert checkpoint_steps(tmp_path / "checkpoints") == [7]
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP here")
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_hang_up_leaves_a_checkpoint(tmp_path: Path, ignored: bool) -> None:
+    """Twice, by the shell and by the terminal; nohup has it ignored, and that stays so."""
+    engine = toy(steps=20, run_directory=tmp_path)
+    step = engine.train_step
+
+    def hung_up() -> None:
+        if engine.global_step == 7:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+        step()
+
+    engine.train_step = hung_up  # type: ignore[method-assign]
+    deadly: list[int] = []
+    handler = signal.SIG_IGN if ignored else lambda number, frame: deadly.append(number)
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        if ignored:
+            engine.run()
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                engine.run()
+        assert signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not deadly
+    assert checkpoint_steps(tmp_path / "checkpoints") == [20 if ignored else 7]
+
+
 def test_nothing_to_resume(tmp_path: Path) -> None:
     assert not toy(run_directory=tmp_path).resume()
     assert not toy().resume()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,16 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dreamprm.cli import main
 from dreamprm.data.batches import BatchStream
 from dreamprm.data.token_batches import TokenBatchStream
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.hypergradients import Point, indirect_gradient, resolve
-from dreamprm.models.weighting import DomainTable
 from dreamprm.problems.finite import need_finite, need_finite_state
-from dreamprm.problems.prm import DomainWeighting
 from dreamprm.training.checkpoints import checkpoint_steps
-from dreamprm.training.metrics import MetricsLog, read_metrics
+from dreamprm.training.metrics import read_metrics
 from tests.toy import Regression, Weighting, toy
 
 NAN, INF = float("nan"), float("inf")
@@ -343,96 +337,3 @@ def test_a_check_is_one_synchronisation_however_many_parameters() -> None:
     with Synchronisations() as counter:
         indirect_gradient(resolve("t1t2"), point, [torch.ones(3) for _ in range(50)], {})
     assert counter.count == 2  # v and the hypergradient
-
-
-def test_what_json_has_no_number_for_is_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    metrics = MetricsLog(tmp_path)
-    with caplog.at_level(logging.WARNING, logger="dreamprm"):
-        for step in (1, 2):
-            metrics.write(step, {"auc": NAN, "loss": 0.5, "ratio": INF if step == 2 else 1.0})
-    metrics.close()
-    assert read_metrics(tmp_path) == [
-        {"step": 1, "loss": 0.5, "ratio": 1.0},
-        {"step": 2, "loss": 0.5},
-    ]
-    assert [record.getMessage() for record in caplog.records] == [
-        "auc is nan at step 1: what is not finite is left out of metrics.jsonl",
-        "ratio is inf at step 2: what is not finite is left out of metrics.jsonl",
-    ]
-
-
-TINY = [
-    "steps=4",
-    "unroll_steps=2",
-    "log_every=1",
-    "validate_every=4",
-    "checkpoint_every=1",
-    "baseline=false",
-    "data.synthetic.solutions=24",
-    "data.synthetic.meta=40",
-    "data.synthetic.questions=6",
-    "model.tiny.width=32",
-    "model.tiny.heads=2",
-    "lower.batch_size=16",
-    "upper.batch_size=16",
-]
-
-
-def strictly(text: str) -> Any:
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def fails(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line of a run that ends with exit status 1, and leaves nothing that is not finite."""
-    assert main(["demo", "--out", str(run), *TINY]) == 1
-    (line,) = (s for s in capsys.readouterr().err.splitlines() if s.startswith("dreamprm: "))
-    assert not {"weights.json", "summary.json"} & {path.name for path in run.iterdir()}
-    for text in (run / "metrics.jsonl").read_text().splitlines():
-        strictly(text)
-    for step in checkpoint_steps(run / "checkpoints"):
-        state = torch.load(run / "checkpoints" / f"step-{step}" / "state.pt", weights_only=True)
-        need_finite_state("the checkpoint", state["problems"], skip=("batches",))
-    return line
-
-
-def test_a_run_ends_with_one_line_and_resumes_from_before(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At the last step, which is a checkpoint step, in the hypergradient's v."""
-    assert main(["demo", "--out", str(tmp_path / "whole"), *TINY]) == 0
-    step: Callable[..., Any] = DomainWeighting.training_step
-
-    def poisoned(self: DomainWeighting, batch: dict[str, Any]) -> Any:
-        found = step(self, batch)
-        if self.count == 2:
-            found["loss"] = found["loss"] + steep(self.prm.module.readout.weight)
-        return found
-
-    run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(DomainWeighting, "training_step", poisoned)
-        line = fails(run, capsys)
-    assert re.fullmatch(
-        r"dreamprm: step 4 of the run: step 2 of problem 'weighting': its gradient at 'prm' is nan "
-        r"in 'readout\.weight'; the batch: (meta-\d+ \(meta\), ){7}meta-\d+ \(meta\) and 8 "
-        r"more; the newest checkpoint, of step 3, is from before it",
-        line,
-    )
-    assert not (run / "model").exists()
-    assert main(["demo", "--out", str(run), *TINY, "--resume"]) == 0
-    for name in ("weights.json", "metrics.jsonl"):
-        assert (run / name).read_text() == (tmp_path / "whole" / name).read_text()
-
-
-def test_weights_that_are_not_finite_are_not_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Finite α may give them: 0 / 0 where every softplus is 0."""
-    monkeypatch.setattr(DomainTable, "named_weights", lambda self: {"a": 1.0, "b": NAN})
-    line = fails(tmp_path / "run", capsys)
-    assert line.endswith("weights.json would not be finite: 'b' is nan")
