@@ -7,9 +7,10 @@ tests/test_engines_base.py that fails without it.
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,9 @@ class EarlyStopping:
                 f"early_stopping_metric {self.metric!r} is not among the numbers of the "
                 f"validation: {', '.join(sorted(stats)) or 'it gave none'}"
             )
+        if math.isnan(stats[self.metric]):
+            # It would count for one that has not got better.
+            raise FloatingPointError(f"early_stopping_metric {self.metric!r} is nan")
         value = self.sign * stats[self.metric]
         if value < self.best:
             self.best, self.since_best = value, 0
@@ -173,16 +177,20 @@ class Engine(betty_engine.Engine):
         checkpoint, and is raised as KeyboardInterrupt then.
 
         Raises:
-            FloatingPointError: a number is not finite; see ``Problem.one_step_descent``.
+            FloatingPointError: a number is not finite, before the first step or in one; see
+                ``Problem.one_step_descent``.
         """
         self.train()
+        # What could never be saved is found now, and not at the first checkpoint.
+        self._need_finite({p.name: {"module": p.module.state_dict()} for p in self.problems})
         sums: dict[str, list[float]] = defaultdict(list)
         metrics = self._open_metrics()
         bar = progress_bar(self.config.progress, self.train_iters, "step", self.global_step)
         stop = self.global_step >= self.train_iters or (
             self.early_stopping is not None and self.early_stopping.reached
         )
-        with bar, postponed_interrupts() as interrupted:
+        closed = closing(metrics) if metrics is not None else nullcontext()
+        with closed, bar, postponed_interrupts() as interrupted:
             while not stop:
                 self.global_step += 1
                 with self._naming_step():
@@ -212,8 +220,6 @@ class Engine(betty_engine.Engine):
                     self.save()
                 if interrupted:
                     break
-        if metrics is not None:
-            metrics.close()
         if interrupted:
             raise KeyboardInterrupt
 
@@ -227,11 +233,14 @@ class Engine(betty_engine.Engine):
         if self.config.run_directory is None:
             return
         state = self.state_dict()
-        with self._naming_step():
-            # Batches are the user's, and may have NaN for what is missing.
-            need_finite_state("the state after the step", state["problems"], skip=("batches",))
+        self._need_finite(state["problems"])
         folder = self.config.run_directory / "checkpoints"
         save_checkpoint(folder, self.global_step, state, self.config.keep_checkpoints)
+
+    def _need_finite(self, problems: dict[str, Any]) -> None:
+        with self._naming_step():
+            # Batches are the user's, and may have NaN for what is missing.
+            need_finite_state("the state after it", problems, skip=("batches",))
 
     def resume(self) -> bool:
         """Continues from the newest checkpoint of the run directory; False where there is none."""

@@ -55,6 +55,16 @@ def test_early_stopping_names_the_metrics_there_are() -> None:
         toy(engine=Validating, valid_step=2, early_stopping=True).run()
 
 
+def test_a_metric_that_is_no_number_stops_no_run_early() -> None:
+    class Undefined(ReweightingEngine):
+        def validation(self) -> dict[str, float]:
+            return {"error": float("nan")}
+
+    options = {"valid_step": 2, "early_stopping": True, "early_stopping_metric": "error"}
+    with pytest.raises(FloatingPointError, match=r"^step 2 of the run: early_stopping.* is nan"):
+        toy(engine=Undefined, **options).run()
+
+
 def test_metrics_stand_in_the_run_directory(tmp_path: Path) -> None:
     toy(steps=10, engine=Validating, valid_step=5, log_every=5, run_directory=tmp_path).run()
     rows = read_metrics(tmp_path)

@@ -260,11 +260,21 @@ def test_a_state_is_looked_at_before_it_is_written(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError) as caught:
         engine.run()
     assert str(caught.value) == (
-        "step 3 of the run: the state after the step is inf in "
+        "step 3 of the run: the state after it is inf in "
         "'regression.optimizer.state.0.exp_avg_sq'; "
         "the newest checkpoint, of step 2, is from before it"
     )
     assert checkpoint_steps(tmp_path / "checkpoints") == [1, 2]
+
+
+def test_what_could_never_be_saved_is_found_before_the_first_step() -> None:
+    engine = toy(module=nn.Linear(3, 1))
+    engine.lower.module.register_buffer("mask", torch.tensor([0.0, -INF]))
+    with pytest.raises(FloatingPointError, match=r"^step 0 of .* in 'regression\.module\.mask'$"):
+        engine.run()
+    assert engine.lower.count == 0
+    engine.lower.module.register_buffer("mask", torch.tensor([0.0, -INF]), persistent=False)
+    engine.run()
 
 
 def test_batches_may_hold_anything(tmp_path: Path) -> None:
