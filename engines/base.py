@@ -293,16 +293,14 @@ class Engine(betty_engine.Engine):
         try:
             yield
         except FloatingPointError as error:
-            folder = self.config.run_directory
-            steps = checkpoint_steps(folder / "checkpoints") if folder is not None else []
-            # One of a later step is of another run.
-            left = bool(steps) and steps[-1] < self.global_step
-            hint = (
-                f"; the newest checkpoint, of step {steps[-1]}, is from before it" if left else ""
-            )
-            raise FloatingPointError(
-                f"step {self.global_step} of the run: {error}{hint}"
-            ) from error
+            where = f"step {self.global_step} of the run: {error}"
+            if self.config.run_directory is not None:
+                folder = self.config.run_directory / "checkpoints"
+                steps = checkpoint_steps(folder)
+                # One of a later step is of another run.
+                if steps and steps[-1] < self.global_step:
+                    where += f"; the newest checkpoint, {folder}/step-{steps[-1]}, is older"
+            raise FloatingPointError(where) from error
 
     def _open_metrics(self) -> MetricsLog | None:
         if self.config.run_directory is None:

@@ -137,7 +137,8 @@ def test_a_fault_is_named_and_the_run_goes_on_from_before_it(
         toy(steps=steps, **parts, **options).run()
     found = str(caught.value)
     assert found.startswith(message + "; the batch: row ")
-    hint = f"; the newest checkpoint, of step {at - 1}, is from before it" if every else ""
+    newest = tmp_path / "checkpoints" / f"step-{at - 1}"
+    hint = f"; the newest checkpoint, {newest}, is older" if every else ""
     assert found.endswith(" and 8 more" + hint)
     assert checkpoint_steps(tmp_path / "checkpoints") == ([at - 2, at - 1] if every else [])
     for row in read_metrics(tmp_path):
@@ -262,7 +263,7 @@ def test_a_state_is_looked_at_before_it_is_written(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "step 3 of the run: the state after it is inf in "
         "'regression.optimizer.state.0.exp_avg_sq'; "
-        "the newest checkpoint, of step 2, is from before it"
+        f"the newest checkpoint, {tmp_path}/checkpoints/step-2, is older"
     )
     assert checkpoint_steps(tmp_path / "checkpoints") == [1, 2]
 
