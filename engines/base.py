@@ -10,7 +10,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,8 +189,7 @@ class Engine(betty_engine.Engine):
         stop = self.global_step >= self.train_iters or (
             self.early_stopping is not None and self.early_stopping.reached
         )
-        closed = closing(metrics) if metrics is not None else nullcontext()
-        with closed, bar, postponed_interrupts() as interrupted:
+        with bar, postponed_interrupts() as interrupted:
             while not stop:
                 self.global_step += 1
                 with self._naming_step():
@@ -217,9 +216,13 @@ class Engine(betty_engine.Engine):
                         stop = self._validate(metrics) or stop
                 due = self.config.checkpoint_every
                 if stop or interrupted or (due and self.global_step % due == 0):
+                    if metrics is not None:
+                        metrics.flush()
                     self.save()
                 if interrupted:
                     break
+        if metrics is not None:
+            metrics.close()
         if interrupted:
             raise KeyboardInterrupt
 

@@ -19,6 +19,7 @@ from dreamprm.problems.prm import DomainWeighting
 from dreamprm.training.checkpoints import checkpoint_steps
 from dreamprm.training.metrics import MetricsLog, read_metrics
 from tests.test_finite import INF, NAN, steep
+from tests.toy import toy
 
 TINY = [
     "steps=4",
@@ -111,3 +112,40 @@ def test_what_json_has_no_number_for_is_left_out(
         "auc is nan at step 1: what is not finite is left out of metrics.jsonl",
         "ratio is inf at step 2: what is not finite is left out of metrics.jsonl",
     ]
+
+
+def test_a_kill_while_the_metrics_are_cut_loses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"step": step, "loss": 0.5} for step in range(1, 9)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write = Path.write_text
+
+    def killed(path: Path, text: str, **options: Any) -> None:
+        write(path, text[: len(text) // 2], **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            MetricsLog(tmp_path, after_step=6)
+    assert read_metrics(tmp_path) == rows
+    MetricsLog(tmp_path, after_step=6).close()
+    assert read_metrics(tmp_path) == rows[:6]
+
+
+def test_no_checkpoint_is_ahead_of_the_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    flush = MetricsLog.flush
+
+    def noted(self: MetricsLog) -> None:
+        flush(self)
+        assert not checkpoint_steps(tmp_path / "checkpoints")[len(flushed) :]
+        flushed.append(len(read_metrics(tmp_path)))
+
+    monkeypatch.setattr(MetricsLog, "flush", noted)
+    toy(steps=6, run_directory=tmp_path, log_every=1, checkpoint_every=3, valid_step=99).run()
+    assert flushed == [3, 6]
+    assert checkpoint_steps(tmp_path / "checkpoints") == [3, 6]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from dreamprm.errors import UserError
+from dreamprm.journal import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +38,7 @@ class MetricsLog:
         path = folder / METRICS_FILE
         self._left_out: set[str] = set()
         kept = [row for row in read_metrics(folder) if row["step"] <= after_step]
-        path.write_text("".join(self._line(row) for row in kept))
+        write_whole(path, [self._line(row) for row in kept])
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)
 
@@ -46,7 +48,7 @@ class MetricsLog:
         JSON has no number for what is not finite: that is left out of ``metrics.jsonl``, with a
         warning at its first time, and stands in TensorBoard alone.
         """
-        self._file.write(self._line({"step": step, **values}))
+        self._file.write(self._line({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -60,7 +62,7 @@ class MetricsLog:
                     name, value, row["step"], METRICS_FILE,
                 )  # fmt: skip
         finite = {name: value for name, value in row.items() if math.isfinite(value)}
-        return json.dumps(finite, allow_nan=False) + "\n"
+        return json.dumps(finite, allow_nan=False)
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Puts a figure into TensorBoard."""
@@ -81,6 +83,11 @@ class MetricsLog:
         if charts:
             lines = {title: ["Multiline", [pattern]] for title, pattern in charts.items()}
             self._board.add_custom_scalars({"dreamprm": lines})
+
+    def flush(self) -> None:
+        """Flushes ``metrics.jsonl`` to the disk, so that no checkpoint is ahead of it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Writes out what is left."""
