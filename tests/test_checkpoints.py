@@ -55,7 +55,7 @@ def flipped(path: Path, position: int, bit: int) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no state": (lambda p: (p / "state.pt").unlink(), "has no state.pt"),
     "no sums": (lambda p: (p / "checkpoint.json").unlink(), "has no checkpoint.json"),
-    "nothing": (lambda p: [each.unlink() for each in p.iterdir()], "has no state.pt"),
+    "nothing": (lambda p: [each.unlink() for each in p.iterdir()], "has no checkpoint.json"),
     "empty state": (lambda p: (p / "state.pt").write_bytes(b""), "of 0 bytes, expected"),
     "empty sums": (lambda p: (p / "checkpoint.json").write_bytes(b""), "damaged checkpoint.json"),
     "truncated": (lambda p: os.truncate(p / "state.pt", 1000), "of 1,000 bytes, expected"),
@@ -135,6 +135,7 @@ def test_another_format_is_refused(
     monkeypatch.setattr(checkpoints, "FORMAT", found)
     save_checkpoint(folder, 3, state(3), keep=3)
     monkeypatch.undo()
+    (folder / "step-3" / "state.pt").rename(folder / "step-3" / "another.pt")
     with pytest.raises(UserError, match=rf"step-3 is of format {found}, .* this one reads 1$"):
         load_latest_checkpoint(folder)
 

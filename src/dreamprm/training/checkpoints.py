@@ -108,10 +108,8 @@ def _damage(path: Path, step: int) -> str | None:
     Raises:
         UserError: it is whole, but of another format.
     """
-    for name in (STATE_FILE, ABOUT_FILE):
-        if not (path / name).is_file():
-            older = " (versions of dreamprm before this format wrote none)"
-            return f"has no {name}{older if name == ABOUT_FILE else ''}"
+    if not (path / ABOUT_FILE).is_file():
+        return f"has no {ABOUT_FILE} (versions of dreamprm before this format wrote none)"
     try:
         about = json.loads((path / ABOUT_FILE).read_bytes())
         own = about.pop("of_this")
@@ -125,6 +123,8 @@ def _damage(path: Path, step: int) -> str | None:
         )
     if about["step"] != step:
         return f"is of step {about['step']}"
+    if not (path / STATE_FILE).is_file():
+        return f"has no {STATE_FILE}"
     size = (path / STATE_FILE).stat().st_size
     if size != about["bytes"]:
         return f"has a {STATE_FILE} of {size:,} bytes, expected {about['bytes']:,}"
