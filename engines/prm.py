@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 import shutil
 from dataclasses import replace
@@ -307,5 +308,11 @@ def _refuse_changes(saved: Path, config: Config) -> None:
         )
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        bad = [k for k, v in value.items() if isinstance(v, float) and not math.isfinite(v)]
+        what = f": {bad[0]!r} is {value[bad[0]]}" if bad else ""
+        raise FloatingPointError(f"{path} would not be finite{what}") from error
+    path.write_text(text + "\n")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +14,12 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from dreamprm.errors import UserError
+from dreamprm.journal import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+log = logging.getLogger("dreamprm")
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -29,17 +36,33 @@ class MetricsLog:
     def __init__(self, folder: Path, after_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
+        self._left_out: set[str] = set()
         kept = [row for row in read_metrics(folder) if row["step"] <= after_step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_whole(path, [self._line(row) for row in kept])
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes the values of one step under their names."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """Writes the values of one step under their names.
+
+        JSON has no number for what is not finite: that is left out of ``metrics.jsonl``, with a
+        warning at its first time, and stands in TensorBoard alone.
+        """
+        self._file.write(self._line({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+    def _line(self, row: Mapping[str, float]) -> str:
+        for name, value in row.items():
+            if not math.isfinite(value) and name not in self._left_out:
+                self._left_out.add(name)
+                log.warning(
+                    "%s is %s at step %s: what is not finite is left out of %s",
+                    name, value, row["step"], METRICS_FILE,
+                )  # fmt: skip
+        finite = {name: value for name, value in row.items() if math.isfinite(value)}
+        return json.dumps(finite, allow_nan=False)
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Puts a figure into TensorBoard."""
@@ -60,6 +83,11 @@ class MetricsLog:
         if charts:
             lines = {title: ["Multiline", [pattern]] for title, pattern in charts.items()}
             self._board.add_custom_scalars({"dreamprm": lines})
+
+    def flush(self) -> None:
+        """Flushes ``metrics.jsonl`` to the disk, so that no checkpoint is ahead of it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Writes out what is left."""
