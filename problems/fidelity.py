@@ -62,7 +62,8 @@ def fidelity(
     else:
         method, options = resolve("identity+forward"), {}
     exact_loss = StatelessLoss(problem, problem, above, batches, autocast=False).of
-    exact = indirect_gradient(method, replace(point, lower_loss=exact_loss), vector, options)
+    point = replace(point, lower_loss=exact_loss, upper=list(above.trainable_parameters()))
+    exact = indirect_gradient(method, point, vector, options)
     flat_found, flat_exact = (torch.cat([g.reshape(-1) for g in gs]) for gs in (found, exact))
     values = {"hypergradient_cosine": cosine(flat_found, flat_exact)}
     if same_solver:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LinearLR
 
 from dreamprm.engines.reweighting import ReweightingEngine
-from tests.toy import Weighting, toy
+from tests.toy import Regression, Weighting, toy
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +32,35 @@ class Keeping(Weighting):
         self.kept = self.module.alpha.grad.clone()
 
 
+class Annealed(Regression):
+    """Its loss depends on how many steps it has taken."""
+
+    def sample_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        return super().sample_losses(batch) * (1 + 0.1 * self.count)
+
+
+class Counting(nn.Linear):
+    """Its answer depends on a buffer that every training evaluation changes."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 1)
+        self.register_buffer("calls", torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+        return super().forward(x) * (1 + 0.1 * self.calls)
+
+
 def network() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
 
 
-def build(steps: int, **options: Any) -> ReweightingEngine:
+def build(
+    steps: int, module: Callable[[], nn.Module] = network, **options: Any
+) -> ReweightingEngine:
     torch.manual_seed(0)
-    return toy(steps=steps, module=network(), upper=Keeping, **options)
+    return toy(steps=steps, module=module(), upper=Keeping, **options)
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -51,6 +73,8 @@ RUNS: dict[str, dict[str, Any]] = {
         "problem": {"gradient_clipping": 0.5},
     },
     "accumulated": {"problem": {"gradient_accumulation": 2, "gradient_clipping": 0.5}},
+    "a loss that counts": {"lower": Annealed},
+    "a loss with memory": {"module": Counting},
     "warming up": {"scheduler": lambda o: LinearLR(o, start_factor=1e-3, total_iters=4)},
 }
 
@@ -85,21 +109,6 @@ def test_unrolling_is_the_derivative_of_the_run_itself(name: str, product: str) 
     ]
     # Differences of the run: rounding 1e-16 / 1e-5, truncation of the order of step² = 1e-10.
     assert torch.allclose(found, torch.tensor(expected), rtol=1e-7, atol=1e-9)
-
-
-def test_unrolling_goes_back_to_the_last_upper_step_however_long_ago() -> None:
-    """With a second lower problem that is slower, an upper step waits beyond ``unroll_steps``."""
-    engine = build(2, method="unrolled")
-    history = engine.lower._history
-    for expected in (2, 2):
-        engine.run()
-        assert len(history.recorded) == expected
-        engine.global_step = 0
-    engine.lower.ready = [False]
-    assert history.used
-    for _ in range(5):
-        engine.lower._history.record(engine.lower, whole=True)
-    assert len(history.recorded) == 5
 
 
 CUTS: dict[str, dict[str, Any]] = {

@@ -69,7 +69,12 @@ class UnrolledMethod:
         self.product(lambda p, a: (a[0] * p[0]).sum(), [one], [one], **_of_product(options))
 
     def indirect(self, point: Point, vector: Tensors, options: Mapping[str, Any]) -> Tensors:
-        """Σ_t (∂²L_t/∂α∂φ)ᵀ λ_g, shaped as α."""
+        """Σ_t (∂²L_t/∂α∂φ)ᵀ λ_g, shaped as α.
+
+        Raises:
+            UserError: fewer steps were recorded than ``iterations``, or one of them does not lead
+                to the φ that comes next.
+        """
         self.check(options)
         count = options.get("iterations") or len(point.steps)
         if not 0 < count <= len(point.steps):
@@ -80,16 +85,21 @@ class UnrolledMethod:
         if "bits" in keywords(self.product):
             of_product["bits"] = point.bits
         total = [torch.zeros_like(a) for a in point.upper]
-        of_lower, of_state = vector, None
+        of_lower, of_state, reached = vector, None, point.lower
         for index, step in enumerate(reversed(point.steps[-count:])):
             assert step.loss is not None
             assert step.lower is not None
-            direct, of_gradient, of_state = _through_update(step, of_lower, of_state)
+            after, adjoints = _through_update(step, of_lower, of_state)
+            _refuse_another_step(step.lower, after, reached, count - index)
+            direct, of_gradient, of_state = adjoints
+            reached = step.lower
             product = self.product(step.loss, step.lower, point.upper, **of_product)
             total = [a + b for a, b in zip(total, product.cross(of_gradient), strict=True)]
             if index < count - 1:
                 curved = product.hvp(of_gradient)
                 of_lower = [a + b for a, b in zip(direct, curved, strict=True)]
+                if step.adjoint is not None:
+                    of_lower = [a + b for a, b in zip(of_lower, step.adjoint, strict=True)]
         return total
 
 
@@ -99,8 +109,8 @@ def _of_product(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _through_update(
     step: LowerStep, of_lower: Tensors, of_state: State | None
-) -> tuple[Tensors, Tensors, State]:
-    """The adjoints of φ, g and s from those of φ' and s'."""
+) -> tuple[Tensors, tuple[Tensors, Tensors, State]]:
+    """φ', and the adjoints of φ, g and s from those of φ' and s'."""
     assert step.lower is not None
     assert step.gradient is not None
     lower = [p.detach().requires_grad_() for p in step.lower]
@@ -117,11 +127,29 @@ def _through_update(
     found = iter(
         torch.autograd.grad(outputs, inputs, adjoints, allow_unused=True, materialize_grads=True)
     )
-    return (
+    adjoints_before = (
         [next(found) for _ in lower],
         [next(found) for _ in gradient],
         [{name: next(found) for name in one} for one in state],
     )
+    return [p.detach() for p in after], adjoints_before
+
+
+def _refuse_another_step(before: Tensors, after: Tensors, reached: Tensors, number: int) -> None:
+    """Refuses a step that the optimizer took otherwise than written out, or was not alone in.
+
+    Two ways to round a step differ by few units in the last place of φ, and of the step.
+    """
+    for index, (p, found, expected) in enumerate(zip(before, after, reached, strict=True)):
+        error, length = (found - expected).norm(), (expected - p).norm()
+        size = torch.finfo(p.dtype).eps * (p.norm() + expected.norm())
+        if not error <= 1e-3 * length + 4 * size:
+            raise UserError(
+                f"recorded lower step {number} leads parameter {index}, of shape "
+                f"{tuple(p.shape)}, {float(error):.3g} away from where the next one found it, "
+                f"{float(length):.3g} from its start: the lower optimizer is not the SGD, Adam or "
+                "AdamW of torch, or something else changed the parameters in between"
+            )
 
 
 def take_steps(
