@@ -79,11 +79,9 @@ class LowerHistory:
         """Notes what the loss under way will find: generators, parameters and buffers."""
         self._random = RandomState.now(problem.trainable_parameters())
         self._seen = {
-            each.name: state_of(each, self._seen.get(each.name, {})) for each in others(problem)
+            each.name: state_of(each, self._seen.get(each.name, {}), each is not problem)
+            for each in [problem, *others(problem)]
         }
-        buffers = dict(problem.module.named_buffers())
-        own = state_of(problem, self._seen.get(problem.name, {}))
-        self._seen[problem.name] = {name: own[name] for name in buffers}
 
     def record(self, problem: Problem, whole: bool) -> None:
         """Notes the step that the optimizer is about to take.
@@ -198,7 +196,7 @@ class LowerHistory:
         return {
             "steps": steps,
             "number": self.number,
-            "windows": self.windows,
+            "windows": dict(self.windows),
             "gradient": self.gradient,
         }
 

@@ -95,18 +95,22 @@ def others(problem: Problem) -> list[Problem]:
     return list(dict.fromkeys(each for each in found if each.module is not None))
 
 
-def state_of(problem: Problem, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def state_of(
+    problem: Problem, before: Mapping[str, Tensor], parameters: bool = True
+) -> dict[str, Tensor]:
     """Trainable parameters and buffers by name: copies, or those of ``before`` if they are equal.
 
     Args:
         problem: whose module; frozen parameters are left out.
         before: an earlier answer.
+        parameters: whether they are wanted too.
     """
-    module = problem.module
-    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    named = [*problem.module.named_buffers()]
+    if parameters:
+        named += [(name, p) for name, p in problem.module.named_parameters() if p.requires_grad]
     return {
         name: before[name]
         if name in before and torch.equal(before[name], tensor)
         else tensor.detach().clone()
-        for name, tensor in [*trained, *module.named_buffers()]
+        for name, tensor in named
     }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LinearLR
 
 from dreamprm.engines.reweighting import ReweightingEngine
+from dreamprm.hypergradients.unrolled import ReplayWarning
 from tests.toy import Regression, Weighting, toy
 
 
@@ -52,6 +53,26 @@ class Counting(nn.Linear):
         return super().forward(x) * (1 + 0.1 * self.calls)
 
 
+class WithSpare(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 1)
+        self.spare = nn.Linear(3, 1)
+
+
+class Alternating(Regression):
+    """Every other step leaves parameters without a gradient."""
+
+    def sample_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        extra = self.module.spare(batch["x"]).squeeze(-1) if self.count % 2 else 0
+        return (self(batch["x"]).squeeze(-1) + extra - batch["y"]).square()
+
+
+class SeeingBoth(Keeping):
+    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+        spare = self.regression.module.spare(batch["x"])
+        return super().training_step(batch) + (spare - 1).square().mean()
+
+
 def network() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
 
@@ -60,7 +81,7 @@ def build(
     steps: int, module: Callable[[], nn.Module] = network, **options: Any
 ) -> ReweightingEngine:
     torch.manual_seed(0)
-    return toy(steps=steps, module=module(), upper=Keeping, **options)
+    return toy(steps=steps, module=module(), **{"upper": Keeping} | options)
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -75,10 +96,16 @@ RUNS: dict[str, dict[str, Any]] = {
     "accumulated": {"problem": {"gradient_accumulation": 2, "gradient_clipping": 0.5}},
     "a loss that counts": {"lower": Annealed},
     "a loss with memory": {"module": Counting},
+    "parameters that are not always used": {
+        "module": WithSpare,
+        "lower": Alternating,
+        "upper": SeeingBoth,
+    },
     "warming up": {"scheduler": lambda o: LinearLR(o, start_factor=1e-3, total_iters=4)},
 }
 
 
+@pytest.mark.filterwarnings("error::dreamprm.hypergradients.unrolled.ReplayWarning")
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("product", ["double_backward", "forward", "finite_difference"])
 def test_unrolling_is_the_derivative_of_the_run_itself(name: str, product: str) -> None:
@@ -111,6 +138,53 @@ def test_unrolling_is_the_derivative_of_the_run_itself(name: str, product: str) 
     assert torch.allclose(found, torch.tensor(expected), rtol=1e-7, atol=1e-9)
 
 
+def test_unrolling_is_the_derivative_of_a_run_that_rolls_back() -> None:
+    """The step that is taken again after an upper step already sees that step's α."""
+
+    class Shifted(Keeping):
+        shift = torch.zeros(2)
+
+        def param_callback(self) -> None:
+            if self.count == 1:
+                self.module.alpha.data += self.shift
+
+        def log(self, stats: dict[str, Any], global_step: int | None) -> None:
+            super().log(stats, global_step)
+            self.loss = stats["loss"]
+
+    def run(shift: Tensor) -> Shifted:
+        torch.manual_seed(0)
+        engine = toy(
+            *(6, "unrolled"),
+            module=network(),
+            upper=Shifted,
+            problem={"unroll_steps": 3},
+            roll_back=True,
+        )
+        engine.upper.shift = shift
+        engine.run()
+        assert engine.upper.count == 2
+        return engine.upper
+
+    step = 1e-5
+    found = run(torch.zeros(2)).kept
+    expected = [(run(d).loss - run(-d).loss) / (2 * step) for d in step * torch.eye(2)]
+    # Differences of the run: rounding 1e-16 / 1e-5, truncation of the order of step² = 1e-10.
+    assert torch.allclose(found, torch.tensor(expected), rtol=1e-7, atol=1e-9)
+
+
+def test_a_loss_that_remembers_on_its_own_is_warned_of() -> None:
+    class Remembering(Regression):
+        evaluations = 0
+
+        def sample_losses(self, batch: dict[str, Tensor]) -> Tensor:
+            self.evaluations += 1
+            return super().sample_losses(batch) * (1 + 0.1 * self.evaluations)
+
+    with pytest.warns(ReplayWarning, match="recorded lower step 3 had a gradient of length"):
+        build(3, method="unrolled", lower=Remembering, problem={"unroll_steps": 3}).run()
+
+
 CUTS: dict[str, dict[str, Any]] = {
     "unroll 4": {"problem": {"unroll_steps": 4}},
     "roll back": {"problem": {"unroll_steps": 4}, "roll_back": True},
@@ -138,11 +212,6 @@ def test_a_run_resumes_exactly_at_every_step(name: str) -> None:
 
 
 def test_sama_leaves_out_parameters_without_a_gradient() -> None:
-    class WithSpare(nn.Linear):
-        def __init__(self) -> None:
-            super().__init__(3, 1)
-            self.spare = nn.Linear(2, 2)
-
     def kept(module: Callable[[], nn.Module]) -> Tensor:
         torch.manual_seed(0)
         engine = toy(steps=2, method="sama", module=module(), upper=Keeping)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -75,6 +76,11 @@ RUNS: dict[str, tuple[Program, dict[str, ProblemConfig], str, int, int, str | No
         {"lower": unrolled(2), "idle": unrolled(6)},
         *("upper", 6, 12, "quick"),
     ),
+    "the last steps alone": (
+        Program("upper lower upper"),
+        {"lower": unrolled(4, options={"iterations": 3})},
+        *("upper", 5, 8, None),
+    ),
     "warm-up": (
         Program("upper lower upper"),
         {"lower": unrolled(3, warmup_steps=7)},
@@ -98,11 +104,7 @@ RUNS: dict[str, tuple[Program, dict[str, ProblemConfig], str, int, int, str | No
 def test_unrolling_is_the_derivative_of_the_run(name: str, product: str) -> None:
     program, configs, upper, start, end, drifting = RUNS[name]
     configs = {
-        n: ProblemConfig(
-            c.type.replace("unrolled", f"unrolled+{product}"),
-            c.unroll_steps,
-            warmup_steps=c.warmup_steps,
-        )
+        n: replace(c, type=c.type.replace("unrolled", f"unrolled+{product}"))
         for n, c in configs.items()
     }
     before = copy.deepcopy(until(build(program, configs, drifting), start).state_dict())

@@ -11,6 +11,7 @@ steps, torch's optimizer stays as it is, and memory grows by the recorded parame
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,10 +28,14 @@ from dreamprm.hypergradients.interface import (
     keywords,
     refuse_unknown_options,
 )
-from dreamprm.hypergradients.products import Product, lower_gradient
+from dreamprm.hypergradients.products import DoubleBackward, Product, lower_gradient
 from dreamprm.hypergradients.randomness import RandomState, past_randomness
-from dreamprm.hypergradients.solvers import Tensors
+from dreamprm.hypergradients.solvers import Tensors, norm
 from dreamprm.hypergradients.updates import State, read_optimizer, update
+
+
+class ReplayWarning(UserWarning):
+    """A recorded step's loss is another function when it is evaluated again."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class UnrolledMethod:
     """Reverse mode through lower steps (Maclaurin et al. 2015; Franceschi et al. 2017).
 
     The option ``iterations`` is T. Fewer than were taken since the last upper step is truncated
-    unrolling (Shaban et al. 2019); by default it is all of them.
+    unrolling (Shaban et al. 2019); by default it is all of them, after a warm-up the steps of the
+    first inner loop that ends beyond it.
 
     Attributes:
         name, source, uses_curvature: see :class:`~dreamprm.hypergradients.interface.Method`.
@@ -74,6 +80,9 @@ class UnrolledMethod:
         Raises:
             UserError: fewer steps were recorded than ``iterations``, or one of them does not lead
                 to the φ that comes next.
+
+        Warns:
+            ReplayWarning: with double backward, a loss has not the gradient that was recorded.
         """
         self.check(options)
         count = options.get("iterations") or len(point.steps)
@@ -94,6 +103,8 @@ class UnrolledMethod:
             direct, of_gradient, of_state = adjoints
             reached = step.lower
             product = self.product(step.loss, step.lower, point.upper, **of_product)
+            if isinstance(product, DoubleBackward):
+                _warn_of_another_loss(step, product.gradient, point.bits, count - index)
             total = [a + b for a, b in zip(total, product.cross(of_gradient), strict=True)]
             if index < count - 1:
                 curved = product.hvp(of_gradient)
@@ -150,6 +161,22 @@ def _refuse_another_step(before: Tensors, after: Tensors, reached: Tensors, numb
                 f"{float(length):.3g} from its start: the lower optimizer is not the SGD, Adam or "
                 "AdamW of torch, or something else changed the parameters in between"
             )
+
+
+def _warn_of_another_loss(step: LowerStep, found: Tensors, bits: int, number: int) -> None:
+    """Says where a replayed gradient is not that of the run; rounding alone is far below."""
+    assert step.gradient is not None
+    error = norm([a.detach() - b for a, b in zip(found, step.gradient, strict=True)])
+    length = norm(step.gradient)
+    if error > 2 ** (-bits / 4) * length:
+        warnings.warn(
+            f"recorded lower step {number} had a gradient of length {length:.3g}, and evaluated "
+            f"again one that is {error:.3g} away: the loss depends on something that is not "
+            "recorded, beyond its batch, the problems' trainable parameters, buffers and step "
+            "counts, and torch's generators",
+            ReplayWarning,
+            stacklevel=2,
+        )
 
 
 def take_steps(
