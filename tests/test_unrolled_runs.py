@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import grad
 
 from dreamprm.engines.base import Engine, EngineConfig
 from dreamprm.errors import UserError
@@ -129,6 +130,35 @@ def test_unrolling_is_the_derivative_of_the_run(name: str, product: str) -> None
     # Differences of the run: rounding 1e-16 / 1e-5, truncation of the order of step² = 1e-10.
     error = (found - torch.tensor(expected, dtype=torch.float64)).norm()
     assert error < 1e-8 * found.norm(), error / found.norm()
+
+
+def test_below_unrolled_steps_an_implicit_method_gets_the_sum_over_their_moments() -> None:
+    """The middle's steps at what each saw below, which answers to the top by identity."""
+    program = RUNS["three levels"][0]
+    engine = build(program, {"bottom": ProblemConfig("t1t2", 2), "middle": unrolled(3)}, None)
+    middle, seen = engine.middle().detach().clone(), []
+    for step in (2, 4, 6):
+        until(engine, step)
+        seen.append(engine.bottom().detach().clone())
+    ((found, at),) = engine.top.seen
+
+    def top(at: dict[str, Tensor]) -> Tensor:
+        """M, where all that the middle saw below is shifted by as much as the end is."""
+        shift, own = at["bottom"] - at["bottom"].detach(), middle
+        for below in seen:
+            gradient = grad(
+                lambda own, below=below: program.loss(
+                    "middle", {"middle": own, "bottom": below + shift}
+                )
+            )
+            own = own - 0.2 * gradient(own)
+        return program.loss("top", at | {"middle": own})
+
+    at = {name: vector.requires_grad_() for name, vector in at.items()}
+    direct, v = torch.autograd.grad(top(at), (at["top"], at["bottom"]))
+    (gradient,) = torch.autograd.grad(program.loss("bottom", at), at["bottom"], create_graph=True)
+    (through,) = torch.autograd.grad(gradient, at["top"], v)
+    assert (found - (direct - through)).norm() < 1e-12 * found.norm()
 
 
 @pytest.mark.parametrize("name", ["three levels", "two uppers of their own pace", "warm-up"])
