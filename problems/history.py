@@ -236,15 +236,22 @@ def _replayed(problem: Problem, above: Problem, step: RecordedStep, place: int) 
     """A step's loss as it was, of φ and of the α that begins at ``place`` among the moments'."""
     stateless = StatelessLoss(problem, problem, above, step.batches, seen=step.seen)
     size = len(above.trainable_parameters())
+    counts = {each: step.counts[each.name] for each in others(problem)} | {problem: step.count}
 
     def loss(lower: list[Tensor], upper: list[Tensor]) -> Tensor:
-        now, problem._count = problem._count, step.count  # a loss may depend on it
+        now = {each: each.count for each in counts}
         try:
+            _set_counts(counts)  # which a loss may depend on
             return stateless.of(lower, upper[place : place + size])
         finally:
-            problem._count = now
+            _set_counts(now)
 
     return loss
+
+
+def _set_counts(counts: dict[Problem, int]) -> None:
+    for problem, count in counts.items():
+        problem._count = count
 
 
 def _sum(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:

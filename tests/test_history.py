@@ -34,10 +34,11 @@ class Keeping(Weighting):
 
 
 class Annealed(Regression):
-    """Its loss depends on how many steps it has taken."""
+    """Its loss depends on how many steps it and the upper problem have taken."""
 
     def sample_losses(self, batch: dict[str, Tensor]) -> Tensor:
-        return super().sample_losses(batch) * (1 + 0.1 * self.count)
+        factor = 1 + 0.1 * self.count + 0.3 * self.weighting.count
+        return super().sample_losses(batch) * factor
 
 
 class Counting(nn.Linear):

@@ -22,10 +22,10 @@ unrolled = partial(ProblemConfig, "unrolled")
 every = partial(ProblemConfig, "identity")
 
 
-def apart() -> Program:
-    """Three levels; the lowest one knows of no other."""
+def apart(above: tuple[str, ...] = ("middle",)) -> Program:
+    """Two levels, and below or beside them a problem that is read and knows of no other."""
     program = Program("top middle top")
-    program.u2l["bottom"], program.l2u["bottom"] = [], ["middle"]
+    program.u2l["bottom"], program.l2u["bottom"] = [], list(above)
     program.reads = {"bottom": [], "middle": ["bottom", "top"], "top": ["middle"]}
     return program
 
@@ -55,6 +55,7 @@ TWO_UPPERS = Program("upper lower upper", "other lower other")
 RUNS: dict[str, tuple[Program, dict[str, ProblemConfig], str, int, int, str | None]] = {
     # Of which problem, the leaves' steps at which its parameters are shifted and its loss is seen.
     "bottom apart": (apart(), {"bottom": every(2), "middle": unrolled(3)}, "top", 6, 12, None),
+    "beside": (apart(()), {"middle": unrolled(3)}, "top", 3, 6, None),
     "three levels": (
         Program("top middle bottom top", "top bottom top"),
         {"bottom": unrolled(2), "middle": unrolled(3)},
