@@ -151,7 +151,7 @@ class Problem(ImplicitProblem):
             self.cur_batch = self.batches[-1]
         parameters = self.trainable_parameters()
         if self._parents and STEPS in self._method.needs:
-            self._history.random = RandomState.now(parameters)
+            self._history.before_loss(self)
         stats, vectors = [], None
         shares = self.shares(self.batches)
         for i, (each, share) in enumerate(zip(self.batches, shares, strict=True)):
@@ -281,6 +281,8 @@ class Problem(ImplicitProblem):
         point = self._point(above, upper_loss, batches)
         before = RandomState.now(point.lower)
         found = indirect_gradient(self._method, point, vector, self.config.options)
+        if STEPS in self._method.needs:
+            found = self._history.settle(above, found)
         if is_due(self.config.fidelity_every, self.count, self.config.unroll_steps):
             after = RandomState.now(point.lower)
             before.restore()  # for the same dropout masks
@@ -303,14 +305,16 @@ class Problem(ImplicitProblem):
     def _point(self, above: Problem, upper_loss: Loss | None, batches: list[Any]) -> Point:
         needs = self._method.needs
         assert self._bits is not None
+        of_steps = self._history.steps(self, above) if STEPS in needs else None
+        upper, steps = of_steps or (list(above.trainable_parameters()), [])
         return Point(
             lower_loss=StatelessLoss(self, self, above, batches).of,
             lower=list(self.trainable_parameters()),
-            upper=list(above.trainable_parameters()),
+            upper=upper,
             bits=self._bits,
             upper_loss=upper_loss,
             next_step=next_step(self, self._history) if OPTIMIZER in needs else None,
-            steps=self._history.steps(self, above) if STEPS in needs else (),
+            steps=steps,
             memory=self._memory,
         )
 

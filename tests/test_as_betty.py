@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ class Program:
         return Engine(list(nodes.values()), EngineConfig(strategy="cpu", **engine), dependencies)
 
     def start(self, name: str) -> Tensor:
-        return matrix(name, "start")[0]
+        return matrix(name, "start")[0].clone()
 
     def loss(self, name: str, at: dict[str, Tensor]) -> Tensor:
         """Convex in its own vector; all its second derivatives change from point to point."""
@@ -113,6 +113,7 @@ class Program:
         return at
 
 
+@cache
 def matrix(*key: str) -> Tensor:
     """A random one, the same for the same key."""
     generator = np.random.default_rng(zlib.crc32("/".join(key).encode()))
