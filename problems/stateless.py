@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dreamprm.errors import UserError
+from dreamprm.hypergradients.checkpointing import recomputing_alike
 
 if TYPE_CHECKING:
     from dreamprm.problems.base import Problem
@@ -19,7 +21,8 @@ class StatelessLoss(nn.Module):
 
     ``functional_call`` puts the given tensors in the places of the two modules' parameters for the
     time of one evaluation. Buffers are lent as copies, so that a batch norm's running statistics
-    do not see the evaluations of a hypergradient.
+    do not see the evaluations of a hypergradient. What is checkpointed is recomputed with the given
+    tensors too.
 
     Args:
         problem: whose loss; either ``lower`` or ``upper``.
@@ -70,4 +73,5 @@ class StatelessLoss(nn.Module):
         """The loss at these parameters."""
         tensors = dict(zip(self._names, [*lower_params, *upper_params], strict=True))
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        return torch.func.functional_call(self, tensors | buffers, ())
+        called = partial(torch.func.functional_call, self, tensors | buffers, ())
+        return recomputing_alike(called)()

@@ -15,7 +15,8 @@ different ones, differences between evaluations would be mostly noise.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar, Protocol
 
 import torch
@@ -24,7 +25,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dreamprm.errors import UserError, need_positive
-from dreamprm.hypergradients.forward_rules import ForwardRules
+from dreamprm.hypergradients.forward_rules import ForwardRules, ReverseRules, keeping_tangents
 from dreamprm.hypergradients.interface import Loss
 from dreamprm.hypergradients.precision import Precision, PrecisionWarning
 from dreamprm.hypergradients.solvers import Tensors, norm
@@ -57,9 +58,11 @@ class DoubleBackward:
     def __init__(self, loss: Loss, lower: Tensors, upper: Tensors) -> None:
         self.lower, self.upper = _leaves(lower), _leaves(upper)
         with sdpa_kernel(SDPBackend.MATH):
-            value = _scalar(loss(self.lower, self.upper))
+            with ReverseRules():
+                value = _scalar(loss(self.lower, self.upper))
             _refuse_independence(value, self.upper)
-            self.gradient = _grad(value, self.lower, create_graph=True)
+            with _refusing("double backward", "forward"):
+                self.gradient = _grad(value, self.lower, create_graph=True)
 
     def hvp(self, q: Tensors) -> Tensors:
         """(∂²L/∂φ²) q, by the gradient of ∇_φ L · q."""
@@ -74,7 +77,7 @@ class DoubleBackward:
         if not parts:
             return [torch.zeros_like(x) for x in inputs]
         gradients, vectors = zip(*parts, strict=True)
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _refusing("double backward", "forward"):
             return _grad(gradients, inputs, grad_outputs=vectors, retain_graph=True)
 
 
@@ -94,7 +97,7 @@ class ForwardMode:
     requires: ClassVar[str] = "forward-mode AD"
 
     def __init__(self, loss: Loss, lower: Tensors, upper: Tensors) -> None:
-        self.loss = loss
+        self.loss = keeping_tangents(loss)
         self.lower, self.upper = lower, upper
 
     def hvp(self, q: Tensors) -> Tensors:
@@ -130,6 +133,20 @@ def _tangents(
     return [
         torch.zeros_like(p) if t is None else t.detach() for p, t in zip(like, found, strict=True)
     ]
+
+
+@contextmanager
+def _refusing(what: str, other: str) -> Iterator[None]:
+    """Says of derivatives that torch does not have which product to name instead."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "not implemented" not in str(error):
+            raise
+        raise UserError(
+            f"{what} does not work for this lower loss ({error}): "
+            f"name another product, solver+{other} or solver+finite_difference"
+        ) from error
 
 
 class FiniteDifference:
