@@ -127,7 +127,7 @@ def _double(value: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("method", ["t1t2", "darts", "neumann"])
 def test_a_reentrant_checkpoint_is_refused(method: str) -> None:
-    with pytest.raises(UserError, match="reentrant checkpoint.*use_reentrant=False"):
+    with pytest.raises(UserError, match=r"reentrant checkpoint.*use_reentrant=False"):
         answer(method, {}, True)
 
 

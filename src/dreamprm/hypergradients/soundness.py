@@ -23,7 +23,7 @@ from dreamprm.hypergradients.randomness import same_randomness
 from dreamprm.hypergradients.solvers import Tensors, norm
 
 GRADIENT = "gradient"
-RIGHT, REFUSED, WRONG, APART = "right", "refused", "WRONG", "another by its nature"
+RIGHT, REFUSED, WRONG, APART = "right", "refused", "WRONG", "apart"
 STEP = 1e-4  # of the oracle: its error is of the order STEP⁴ + 1e-16 / STEP, 1e-12
 # For what is exact, rounding times the condition of these operations; the differences' own error
 # is the square of their step, 4e-3 at most in float32.
@@ -36,9 +36,9 @@ class Verdict:
 
     Attributes:
         operation, product, dtype: of what; the product is ``gradient`` for the first gradient.
-        status: one of ``right``, ``refused``, ``WRONG`` and ``another by its nature``.
+        status: ``right``, ``refused``, ``WRONG``, or ``apart``: another answer by its nature.
         error: relative, the worse one of those of ``cross`` and ``hvp``; None if refused.
-        reason: of a refusal or another answer.
+        reason: of a refusal, or of being apart.
     """
 
     operation: str
@@ -82,7 +82,11 @@ def judge(
                 same_randomness(weighted(function), at[0])
                 for function in (operation.function, operation.derived_as or operation.function)
             )
-            oracle = _oracle(twin, *at)
+            try:
+                oracle = _oracle(twin, *at)
+            except RuntimeError as error:  # not on this device, say
+                yield Verdict(operation.name, GRADIENT, str(dtype), REFUSED, None, _reason(error))
+                continue
             for product in (GRADIENT, *PRODUCTS):
                 point = _point(operation, like)
                 yield _verdict(operation, product, recomputing_alike(loss), point, oracle)
@@ -97,7 +101,7 @@ def _verdict(
 ) -> Verdict:
     phi, alpha, q = point
     slope, cross, hvp = oracle
-    row = partial(Verdict, operation.name, product, str(phi[0].dtype).removeprefix("torch."))
+    row = partial(Verdict, operation.name, product, str(phi[0].dtype))
     if product in operation.apart:
         return row(APART, None, operation.apart[product])
     try:
@@ -109,8 +113,12 @@ def _verdict(
             applied = PRODUCTS[product](loss, phi, alpha)
             error = max(_error(applied.cross(q), cross), _error(applied.hvp(q), hvp))
     except (RuntimeError, UserError) as refusal:
-        return row(REFUSED, None, str(refusal).splitlines()[0])
+        return row(REFUSED, None, _reason(refusal.__cause__ or refusal))
     return row(RIGHT if error < TOLERANCE[phi[0].dtype] else WRONG, error)  # NaN is wrong
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).splitlines()[0]
 
 
 def _point(operation: Operation, like: Tensor) -> tuple[Tensors, Tensors, Tensors]:
