@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,10 +11,9 @@ from dreamprm.hypergradients import forward_rules, zoo
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = [o for o in zoo.operations() if o.name in ("det", "linear", "cdist", "spectral_norm")]
     monkeypatch.setattr(zoo, "operations", lambda: chosen)
-    yield
 
 
 def test_what_is_not_right_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
