@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dreamprm.cli import main
-from dreamprm.hypergradients import forward_rules, zoo
+from dreamprm.hypergradients import nodes, zoo
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_json_is_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_silently_wrong_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(forward_rules, "BRANCHING", frozenset())
+    monkeypatch.setattr(nodes, "BRANCHING", frozenset())
     assert main(["doctor"]) == 1
     found = capsys.readouterr()
     assert found.err == "dreamprm: silently wrong with this torch: det by forward\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamprm.hypergradients import forward_rules, soundness
+from dreamprm.hypergradients import forward_rules, nodes, products, soundness
 from dreamprm.hypergradients.operations import Operation
 from dreamprm.hypergradients.products import PRODUCTS, ForwardMode
 from dreamprm.hypergradients.soundness import APART, GRADIENT, REFUSED, RIGHT, WRONG, judge
@@ -28,9 +28,11 @@ NO_FORWARD = {
     "index_reduce, mean",
     "index_reduce, prod",
     "multi margin",
+    "once_differentiable",
     "scatter_reduce, prod",
     "spectral_norm",
     "straight-through",
+    "triangular_solve",
 }
 NO_DOUBLE_BACKWARD = {
     "cdist",
@@ -40,6 +42,7 @@ NO_DOUBLE_BACKWARD = {
     "embedding bag",
     "hardsigmoid",
     "multi margin",
+    "once_differentiable",
 }
 
 
@@ -71,9 +74,12 @@ def wrong(*names: str) -> set[tuple[str, str]]:
 
 
 def test_torch_is_wrong_where_the_fast_backward_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("det", "logdet", "slogdet", "solve", "tensorsolve", "det, batched", "prod, two zeros")
+    names = [
+        *("det", "det, batched", "logdet", "slogdet", "solve", "tensorsolve"),
+        *("prod, two zeros", "cumprod, two zeros"),
+    ]
     assert wrong(*names) == set()
-    monkeypatch.setattr(forward_rules, "BRANCHING", frozenset())
+    monkeypatch.setattr(nodes, "BRANCHING", frozenset())
     assert wrong(*names) == {(name, "forward") for name in names}
 
 
@@ -83,6 +89,7 @@ def test_torch_is_wrong_where_the_fast_backward_runs(monkeypatch: pytest.MonkeyP
         ("weight_norm", forward_rules.ReverseRules, "double_backward"),
         ("weight_norm, old", forward_rules.ReverseRules, "double_backward"),
         ("cholesky_inverse", forward_rules.ForwardRules, "forward"),
+        ("triangular_solve", forward_rules.ForwardRules, "forward"),
         ("scatter_reduce, prod", forward_rules.ForwardRules, "forward"),
     ],
 )
@@ -91,6 +98,13 @@ def test_torch_is_wrong_without_the_rule(
 ) -> None:
     monkeypatch.setattr(rules, "RULES", {})
     assert wrong(name) == {(name, product)}
+
+
+def test_torch_takes_what_is_once_differentiable_for_a_constant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(products, "need_second_derivatives", lambda value: None)
+    assert wrong("once_differentiable") == {("once_differentiable", "double_backward")}
 
 
 def test_torch_is_wrong_about_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:

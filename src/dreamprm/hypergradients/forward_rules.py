@@ -7,9 +7,8 @@ rules hold, but for two backwards: ``silu_backward`` has no forward mode, and th
 ``masked_scatter``, by which image features get among token embeddings, fails on shapes.
 
 Silently wrong in torch are: the second derivative of ``weight_norm``, whose backward pass takes
-the norms for constants; the tangents of ``cholesky_inverse``; those of ``scatter_reduce`` by
-products, which are dropped; and those of gradients whose backward pass has a faster formula where
-no graph is built, e.g. through ``det`` and ``solve``: see :func:`keeping_tangents`.
+the norms for constants; the tangents of ``cholesky_inverse`` and ``triangular_solve``; and those of
+``scatter_reduce`` by products, which are dropped.
 """
 
 from __future__ import annotations
@@ -119,8 +118,12 @@ def _scatter_reduce(
     x: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
     if reduce == "prod":
-        raise NotImplementedError("scatter_reduce by products drops the tangents")
+        raise NotImplementedError("dropped by scatter_reduce with products")
     return x.scatter_reduce(dim, index, src, reduce, include_self=include_self)
+
+
+def _triangular_solve(*args: Any, **kwargs: Any) -> Tensor:
+    raise NotImplementedError("wrong of triangular_solve: take torch.linalg.solve_triangular")
 
 
 def _dual(value: Tensor, parts: list[Tensor]) -> Tensor:
@@ -163,52 +166,8 @@ class ForwardRules(_Rules):
         torch.masked_scatter: _masked_scatter,
         torch.cholesky_inverse: _cholesky_inverse,
         Tensor.cholesky_inverse: _cholesky_inverse,
+        torch.triangular_solve: _triangular_solve,
+        Tensor.triangular_solve: _triangular_solve,
         torch.scatter_reduce: _scatter_reduce,
         Tensor.scatter_reduce: _scatter_reduce,
     }
-
-
-# Where no graph is built, the backward passes of these compute without the tangents.
-BRANCHING = frozenset(
-    f"{name}Backward"
-    for name in (
-        "FusedRmsNorm",
-        "LinalgDet",
-        "LinalgSlogdet",
-        "LinalgSolveEx",
-        "Logit",
-        "Mish",
-        "NativeGroupNorm",
-        "Prod",
-        "Silu",
-    )
-)
-
-
-def keeping_tangents(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The loss, whose gradient has all of its tangents.
-
-    Some of torch's backward passes have two formulas: one that can be differentiated, if a graph is
-    built, and a faster one, which has no tangents or, silently, wrong ones. Those alone run as if a
-    graph were built, so that nothing else costs more.
-    """
-
-    def call(*args: Any) -> Tensor:
-        value = loss(*args)
-        nodes, seen = [value.grad_fn], set()
-        while nodes:
-            node = nodes.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            nodes += [following for following, _ in node.next_functions]
-            if node.name().rstrip("0123456789") in BRANCHING:
-                node.register_prehook(lambda grads: _build_graph(True))
-                node.register_hook(lambda inputs, outputs: _build_graph(False))
-        return value
-
-    return call
-
-
-def _build_graph(whether: bool) -> None:
-    torch.set_grad_enabled(whether)

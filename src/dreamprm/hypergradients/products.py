@@ -25,8 +25,9 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dreamprm.errors import UserError, need_positive
-from dreamprm.hypergradients.forward_rules import ForwardRules, ReverseRules, keeping_tangents
+from dreamprm.hypergradients.forward_rules import ForwardRules, ReverseRules
 from dreamprm.hypergradients.interface import Loss
+from dreamprm.hypergradients.nodes import keeping_tangents, need_second_derivatives
 from dreamprm.hypergradients.precision import Precision, PrecisionWarning
 from dreamprm.hypergradients.solvers import Tensors, norm
 
@@ -62,6 +63,7 @@ class DoubleBackward:
                 value = _scalar(loss(self.lower, self.upper))
             _refuse_independence(value, self.upper)
             with _refusing("double backward", "forward"):
+                need_second_derivatives(value)
                 self.gradient = _grad(value, self.lower, create_graph=True)
 
     def hvp(self, q: Tensors) -> Tensors:

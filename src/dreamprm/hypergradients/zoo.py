@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, fft, linalg
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dreamprm.hypergradients.operations import Function, Operation, constant, drawn
@@ -67,7 +68,8 @@ def _pointwise() -> list[Operation]:
         "norm": lambda x: x.reshape(2, 3).norm(dim=1),
         "norm, p = 3": lambda x: x.reshape(2, 3).norm(p=3, dim=1),
         "normalize": lambda x: F.normalize(x.reshape(2, 3)),
-        "prod, two zeros": _product,
+        "prod, two zeros": lambda x: _with_zeros(x).prod(),
+        "cumprod, two zeros": lambda x: _with_zeros(x).cumprod(0),
         "polygamma": lambda x: torch.polygamma(1, x + 2),
         "i0e": torch.special.i0e,
         "ndtri": lambda x: torch.special.ndtri(x.sigmoid()),
@@ -99,9 +101,9 @@ def _pointwise() -> list[Operation]:
     return _zoo(plain, VECTOR) + _zoo(two, VECTOR, VECTOR)
 
 
-def _product(x: Tensor) -> Tensor:
-    """Of factors of which two are zero at the point."""
-    return torch.cat([x[:2] - drawn(VECTOR, x)[:2], x[2:]]).prod()
+def _with_zeros(x: Tensor) -> Tensor:
+    """Two elements are zero at the point."""
+    return torch.cat([x[:2] - drawn(VECTOR, x)[:2], x[2:]])
 
 
 class _Cube(torch.autograd.Function):
@@ -116,6 +118,12 @@ class _Cube(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return 3 * x.square() * grads[0]
+
+
+class _OnceCubed(_Cube):
+    """The same, whose backward pass must not be differentiated."""
+
+    backward = staticmethod(once_differentiable(_Cube.backward))  # type: ignore[assignment]
 
 
 class _Rounded(torch.autograd.Function):
@@ -143,6 +151,7 @@ def _own() -> list[Operation]:
     apart = {"finite_difference": STEPS}
     return [
         Operation("autograd.Function without jvp", _Cube.apply, (VECTOR,)),
+        Operation("once_differentiable", _OnceCubed.apply, (VECTOR,)),
         Operation("straight-through", _Rounded.apply, (VECTOR,), shifted, apart),
         Operation("straight-through, detach", detached, (VECTOR,), shifted, apart),
     ]
@@ -234,6 +243,7 @@ def _matrices() -> list[Operation]:
         "solve_triangular": lambda w, b: linalg.solve_triangular(
             w.tril(-1) + torch.eye(4, dtype=w.dtype, device=w.device), b, upper=False
         ),
+        "triangular_solve": lambda w, b: torch.triangular_solve(b, _definite(w)).solution,
         "lu_solve": lambda w, b: linalg.lu_solve(*linalg.lu_factor(_definite(w)), b),
         "lstsq": lambda w, b: linalg.lstsq(w[:, :3], b).solution,
         "tensorsolve": lambda w, b: linalg.tensorsolve(_definite(w), b[:, 0]),
