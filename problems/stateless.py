@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from betty.problems import ImplicitProblem
 from torch import Tensor, nn
 
 from dreamprm.errors import UserError
+from dreamprm.hypergradients.checkpointing import recomputing_alike
 
 if TYPE_CHECKING:
     from dreamprm.problems.base import Problem
@@ -20,7 +22,8 @@ class StatelessLoss(nn.Module):
 
     ``functional_call`` puts the given tensors in the places of the two modules' parameters for the
     time of one evaluation. Buffers, those of the other problems too, are lent as copies, so that a
-    batch norm's running statistics do not see the evaluations of a hypergradient.
+    batch norm's running statistics do not see the evaluations of a hypergradient. What is
+    checkpointed is recomputed with the given tensors too.
 
     Args:
         problem: whose loss; either ``lower`` or ``upper``.
@@ -86,7 +89,8 @@ class StatelessLoss(nn.Module):
         """The loss at these parameters."""
         tensors = dict(zip(self._names, [*lower_params, *upper_params], strict=True))
         buffers = {name: self._seen.get(name, b).clone() for name, b in self.named_buffers()}
-        return torch.func.functional_call(self, self._seen | tensors | buffers, ())
+        given = self._seen | tensors | buffers
+        return recomputing_alike(partial(torch.func.functional_call, self, given, ()))()
 
 
 def others(problem: Problem) -> list[Problem]:

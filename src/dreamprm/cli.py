@@ -13,6 +13,7 @@ from typing import Any
 from dreamprm.commands import (
     annotate,
     convert,
+    doctor,
     evaluate,
     hypergradients,
     report,
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         evaluate,
         report,
         hypergradients,
+        doctor,
     ):
         module.add(commands)
     return parser
