@@ -48,6 +48,9 @@ from dreamprm.writing import write_whole
 
 log = logging.getLogger("dreamprm")
 
+# Where the data lie may change: what they are is in the checkpoint.
+DATA_FILES = ("data.train", "data.meta", "data.test")
+
 
 class PRMEngine(ReweightingEngine):
     """Validates as its observer says: on the meta set, and what it looks at beside that."""
@@ -123,7 +126,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> dict
     """
     refuse_many_processes()
     out = Path(config.out)
-    with open_run(out, config, resume, overwrite) as run:
+    with open_run(out, config, resume, overwrite, free=DATA_FILES) as run:
         data = load_data(config.data, out, config.seed, redraw=not run.continues)
         engine = build_engine(config, data, out, run.check)
         if run.continues:

@@ -77,7 +77,9 @@ class RunDirectory:
 
 
 @contextmanager
-def open_run(out: Path, config: Any, resume: bool, overwrite: bool) -> Iterator[RunDirectory]:
+def open_run(
+    out: Path, config: Any, resume: bool, overwrite: bool, free: Sequence[str] = ()
+) -> Iterator[RunDirectory]:
     """Locks a run directory and refuses to lose what is in it; until ``begin`` all of it stays.
 
     Args:
@@ -85,6 +87,8 @@ def open_run(out: Path, config: Any, resume: bool, overwrite: bool) -> Iterator[
         config: the run's, a dataclass.
         resume: continue a run that was interrupted; starts anew where there is none.
         overwrite: replace a run that is there.
+        free: keys, with dots, that may differ between a run and its continuation, beside
+            ``FREE_KEYS``.
 
     Raises:
         UserError: it is no folder for this run, or another process writes to it.
@@ -94,7 +98,7 @@ def open_run(out: Path, config: Any, resume: bool, overwrite: bool) -> Iterator[
     made = _make(out)
     try:
         with locked(out) as lock:
-            run = RunDirectory(lock, config, _prepare(out, config, resume, overwrite))
+            run = RunDirectory(lock, config, _prepare(out, config, resume, overwrite, free))
             try:
                 yield run
             finally:
@@ -120,13 +124,13 @@ def refuse_many_processes() -> None:
         )
 
 
-def _prepare(out: Path, config: Any, resume: bool, overwrite: bool) -> bool:
+def _prepare(out: Path, config: Any, resume: bool, overwrite: bool, free: Sequence[str]) -> bool:
     """Whether there is a run that goes on; refuses what would lose one."""
     if (out / NEXT_CONFIG).is_file():
         _finish_replacing(out, ())
     if (out / CONFIG_FILE).is_file():
         if resume:
-            _refuse_changes(out / CONFIG_FILE, config)
+            _refuse_changes(out / CONFIG_FILE, config, (*FREE_KEYS, *free))
         elif not overwrite:
             raise UserError(
                 f"{out} holds a run: --resume continues it, --overwrite replaces it, "
@@ -151,10 +155,17 @@ def _finish_replacing(out: Path, keep: Sequence[str]) -> None:
         os.replace(out / NEXT_CONFIG, out / CONFIG_FILE)
 
 
-def _refuse_changes(saved: Path, config: Any) -> None:
-    """A resumed run must be the same experiment, but for where it runs and what it shows."""
+def _refuse_changes(saved: Path, config: Any, free: Sequence[str]) -> None:
+    """A resumed run must be the same experiment, but for what is free."""
     before, now = read_values(saved), config_values(config)
-    changed = [key for key in now if key not in FREE_KEYS and before.get(key) != now[key]]
+    for values in (before, now):
+        for key in free:
+            *above, name = key.split(".")
+            for part in above:
+                values = values.get(part)
+                values = values if isinstance(values, dict) else {}
+            values.pop(name, None)
+    changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         raise UserError(
             f"{saved} differs from this config in {', '.join(changed)}: "
