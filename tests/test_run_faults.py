@@ -1,4 +1,4 @@
-"""What goes wrong around a run, as its user meets it: one message, and nothing lost or half made."""
+"""What goes wrong around a run, as its user meets it: one message, nothing lost or half made."""
 
 from __future__ import annotations
 
@@ -163,21 +163,34 @@ def test_resuming_on_moved_data_goes_on(finished: Path, tmp_path: Path) -> None:
 
 
 def test_of_two_that_resume_at_once_one_is_refused(finished: Path, tmp_path: Path) -> None:
-    longer = [*TRAIN, "steps=40", "out=both", "checkpoint_every=1"]
-    errors = [tmp_path / f"errors-{i}" for i in range(2)]
+    resume = [*TRAIN, "steps=6", "out=both", "--resume"]
+    write = MetricsLog.write
+
+    def wait_and_write(self: MetricsLog, step: int, values: dict[str, float]) -> None:
+        write(self, step, values)
+        Path("begun").touch()
+        while not Path("go").exists():
+            time.sleep(0.01)
+
+    def patient() -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(MetricsLog, "write", wait_and_write)
+            return main(resume)
+
     first = os.fork()
     if first == 0:
-        os._exit(in_child(lambda: main(longer), errors[0]))
+        os._exit(in_child(patient, tmp_path / "errors-1"))
     deadline = time.monotonic() + 60
-    while not Path("both/checkpoints").is_dir():
+    while not Path("begun").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    second = in_child(lambda: main([*longer, "--resume"]), errors[1])
+    second = in_child(lambda: main(resume), tmp_path / "errors-2")
+    Path("go").touch()
     assert os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == 0
     assert second == 2
-    assert "both is being written to by process" in errors[1].read_text()
-    lines = [row["step"] for row in read_metrics(Path("both")) if "prm/loss" in row]
-    assert lines == list(range(1, 41))
+    assert "both is being written to by process" in (tmp_path / "errors-2").read_text()
+    steps = [row["step"] for row in read_metrics(Path("both")) if "prm/loss" in row]
+    assert steps == list(range(1, 7))
 
 
 def test_torchrun_is_refused_before_anything_is_read(
@@ -246,7 +259,7 @@ def test_a_full_disk_is_one_message(finished: Path, tmp_path: Path, size: int) -
 
 
 def test_a_full_disk_leaves_no_half_model(made: Path, tmp_path: Path) -> None:
-    model = ProcessRewardModel.from_pretrained(made / "run")
+    model = ProcessRewardModel.from_pretrained(made / "run" / "model")
     folder, errors = tmp_path / "model", tmp_path / "errors"
     for size in (5, 3_000, 20_000):
 
@@ -348,9 +361,8 @@ def test_interpolations_that_are_refused(
     *above, name = key.split(".")
     if way == "file":
         lines = [line for line in lines if not line.startswith(f"{name}:")]
-        lines.append(
-            "".join(f"{part}: {{" for part in above) + f"{name}: '{value}'" + "}" * len(above)
-        )
+        text = f"{name}: '{value}'"
+        lines.append(f"{above[0]}: {{{text}}}" if above else text)
     config.write_text("\n".join(lines) + "\n")
     more = [override] if way == "override" else []
     out = [] if key == "out" else ["out=x"]
