@@ -158,19 +158,25 @@ def _finish_replacing(out: Path, keep: Sequence[str]) -> None:
 def _refuse_changes(saved: Path, config: Any, free: Sequence[str]) -> None:
     """A resumed run must be the same experiment, but for what is free."""
     before, now = read_values(saved), config_values(config)
-    for values in (before, now):
-        for key in free:
-            *above, name = key.split(".")
-            for part in above:
-                values = values.get(part)
-                values = values if isinstance(values, dict) else {}
-            values.pop(name, None)
+    for key in free:
+        _leave_out(before, key)
+        _leave_out(now, key)
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         raise UserError(
             f"{saved} differs from this config in {', '.join(changed)}: "
             "resume with the same values, or give another out="
         )
+
+
+def _leave_out(values: Any, key: str) -> None:
+    """Takes a key, with dots, out of nested dicts; there may be none."""
+    above, _, below = key.partition(".")
+    if isinstance(values, dict):
+        if below:
+            _leave_out(values.get(above), below)
+        else:
+            values.pop(above, None)
 
 
 def _make(out: Path) -> list[Path]:
