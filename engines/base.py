@@ -7,8 +7,7 @@ tests/test_engines_base.py that fails without it.
 from __future__ import annotations
 
 import logging
-import signal
-import threading
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +18,20 @@ from typing import Any
 import torch
 from betty import configs as betty_configs
 from betty import engine as betty_engine
+from betty.envs import Env
 from betty.logging import get_logger
 
+from dreamprm.engines.environments import check_environment
+from dreamprm.engines.interrupts import postponed_interrupts
 from dreamprm.errors import UserError
 from dreamprm.problems.base import Problem
-from dreamprm.progress import progress_bar
-from dreamprm.training.checkpoints import load_latest_checkpoint, save_checkpoint
+from dreamprm.problems.finite import need_finite_state
+from dreamprm.progress import progress_bar, show
+from dreamprm.training.checkpoints import (
+    checkpoint_steps,
+    load_latest_checkpoint,
+    save_checkpoint,
+)
 from dreamprm.training.metrics import MetricsLog
 
 log = logging.getLogger("dreamprm")
@@ -85,6 +92,9 @@ class EarlyStopping:
                 f"early_stopping_metric {self.metric!r} is not among the numbers of the "
                 f"validation: {', '.join(sorted(stats)) or 'it gave none'}"
             )
+        if math.isnan(stats[self.metric]):
+            # It would count for one that has not got better.
+            raise FloatingPointError(f"early_stopping_metric {self.metric!r} is nan")
         value = self.sign * stats[self.metric]
         if value < self.best:
             self.best, self.since_best = value, 0
@@ -105,13 +115,19 @@ class Engine(betty_engine.Engine):
         problems: all of them.
         config: an :class:`EngineConfig`.
         dependencies: betty's ``{"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}``.
+        env: a ``betty.envs.Env``, which every problem then has as ``self.env``; it is part of a
+            checkpoint if it has ``state_dict``.
     """
 
     config: EngineConfig
     problems: list[Problem]
 
     def __init__(
-        self, problems: list[Problem], config: EngineConfig, dependencies: dict[str, Any]
+        self,
+        problems: list[Problem],
+        config: EngineConfig,
+        dependencies: dict[str, Any],
+        env: Env | None = None,
     ) -> None:
         if not isinstance(config, EngineConfig):
             raise UserError(
@@ -126,9 +142,11 @@ class Engine(betty_engine.Engine):
                     f"a problem is named {name!r}, expected a name that no other problem and no "
                     "attribute of problems or engines has"
                 )
+        check_environment(env, problems)
+        self.validations: dict[int, dict[str, float]] = {}  # the numbers of each, by step
         # betty announces every problem on standard output, at INFO.
         get_logger().setLevel(logging.WARNING)
-        super().__init__(problems, config, dependencies)
+        super().__init__(problems, config, dependencies, env)
 
     def set_dependency(self, dependencies: dict[str, Any]) -> None:
         """As betty's, which forgets that the problems now wait for others."""
@@ -165,20 +183,27 @@ class Engine(betty_engine.Engine):
     def run(self) -> None:
         """Trains to ``train_iters``, from the last checkpoint if one was loaded.
 
-        An interrupt (Ctrl-C or SIGTERM) ends the run after the step under way, with a checkpoint,
-        and is raised as KeyboardInterrupt then.
+        An interrupt (Ctrl-C, SIGTERM or SIGHUP) ends the run after the step under way, with a
+        checkpoint, and is raised as KeyboardInterrupt then.
+
+        Raises:
+            FloatingPointError: a number is not finite, before the first step or in one; see
+                ``Problem.one_step_descent``.
         """
         self.train()
+        # What could never be saved is found now, and not at the first checkpoint.
+        self._need_finite({p.name: {"module": p.module.state_dict()} for p in self.problems})
         sums: dict[str, list[float]] = defaultdict(list)
         metrics = self._open_metrics()
         bar = progress_bar(self.config.progress, self.train_iters, "step", self.global_step)
         stop = self.global_step >= self.train_iters or (
             self.early_stopping is not None and self.early_stopping.reached
         )
-        with bar, _postponed_interrupts() as interrupted:
+        with bar, postponed_interrupts() as interrupted:
             while not stop:
                 self.global_step += 1
-                self.train_step()
+                with self._naming_step():
+                    self.train_step()
                 for problem in self.problems:
                     for name, value in problem.stats.items():
                         sums[f"{problem.name}/{name}"].append(value)
@@ -197,9 +222,12 @@ class Engine(betty_engine.Engine):
                             self.global_step, values | self._learning_rates() | self.metrics()
                         )
                 if self.global_step % self.valid_step == 0 or stop:
-                    stop = self._validate(metrics) or stop
+                    with self._naming_step():
+                        stop = self._validate(metrics) or stop
                 due = self.config.checkpoint_every
                 if stop or interrupted or (due and self.global_step % due == 0):
+                    if metrics is not None:
+                        metrics.flush()
                     self.save()
                 if interrupted:
                     break
@@ -209,14 +237,23 @@ class Engine(betty_engine.Engine):
             raise KeyboardInterrupt
 
     def save(self) -> None:
-        """Writes a checkpoint, where there is a run directory."""
-        if self.config.run_directory is not None:
-            save_checkpoint(
-                self.config.run_directory / "checkpoints",
-                self.global_step,
-                self.state_dict(),
-                self.config.keep_checkpoints,
-            )
+        """Writes a checkpoint, where there is a run directory.
+
+        Raises:
+            FloatingPointError: a tensor of the state is not finite; nothing is written.
+            UserError: it cannot be written.
+        """
+        if self.config.run_directory is None:
+            return
+        state = self.state_dict()
+        self._need_finite(state["problems"])
+        folder = self.config.run_directory / "checkpoints"
+        save_checkpoint(folder, self.global_step, state, self.config.keep_checkpoints)
+
+    def _need_finite(self, problems: dict[str, Any]) -> None:
+        with self._naming_step():
+            # Batches are the user's, and may have NaN for what is missing.
+            need_finite_state("the state after it", problems, skip=("batches",))
 
     def resume(self) -> bool:
         """Continues from the newest checkpoint of the run directory; False where there is none."""
@@ -238,6 +275,7 @@ class Engine(betty_engine.Engine):
                 if self.early_stopping is not None
                 else None
             ),
+            "env": self.env.state_dict() if hasattr(self.env, "state_dict") else None,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -259,9 +297,26 @@ class Engine(betty_engine.Engine):
             problem.load_state_dict(state["problems"][problem.name])
         if self.early_stopping is not None and state["early_stopping"] is not None:
             self.early_stopping.best, self.early_stopping.since_best = state["early_stopping"]
+        if state.get("env") is not None:
+            self.env.load_state_dict(state["env"])
         torch.set_rng_state(state["random"])
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
+
+    @contextmanager
+    def _naming_step(self) -> Iterator[None]:
+        """Says in which step of the run a FloatingPointError inside is, and what is left."""
+        try:
+            yield
+        except FloatingPointError as error:
+            where = f"step {self.global_step} of the run: {error}"
+            if self.config.run_directory is not None:
+                folder = self.config.run_directory / "checkpoints"
+                steps = checkpoint_steps(folder)
+                # One of a later step is of another run.
+                if steps and steps[-1] < self.global_step:
+                    where += f"; the newest checkpoint, {folder}/step-{steps[-1]}, is older"
+            raise FloatingPointError(where) from error
 
     def _open_metrics(self) -> MetricsLog | None:
         if self.config.run_directory is None:
@@ -284,6 +339,9 @@ class Engine(betty_engine.Engine):
             with torch.no_grad():
                 stats = self.validation() or {}
             self.train()
+            self.validations[self.global_step] = dict(stats)
+            if metrics is None and stats:
+                show(f"validation at step {self.global_step}", stats)
         if metrics is not None:
             if stats:
                 values = {f"validation/{name}": value for name, value in stats.items()}
@@ -296,39 +354,3 @@ class Engine(betty_engine.Engine):
             log.info("stopped early at step %d", self.global_step)
             return True
         return False
-
-
-class _Interrupted:
-    """False until an interrupt has arrived."""
-
-    def __init__(self) -> None:
-        self.arrived = False
-
-    def __bool__(self) -> bool:
-        return self.arrived
-
-
-@contextmanager
-def _postponed_interrupts() -> Iterator[_Interrupted]:
-    """Notes SIGINT and SIGTERM for the end of the step; a second one acts at once."""
-    interrupted = _Interrupted()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted  # only the main thread may set signal handlers
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # A shell makes its background jobs ignore SIGINT: that stays so.
-    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
-
-    def note(number: int, frame: Any) -> None:
-        interrupted.arrived = True
-        log.warning("stopping after the step under way; once more stops at once")
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
-import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from dreamprm.config import Config, OptimizerConfig
-from dreamprm.config_reading import save_config
 from dreamprm.data.sources import RunData, load_data, usable_meta, usable_train
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.engines.base import EngineConfig
@@ -32,30 +31,50 @@ from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.weighting import DomainTable
 from dreamprm.problems.config import ProblemConfig
 from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
-from dreamprm.reporting import REPORT_FILE, write_report
-from dreamprm.reporting.examples import EXAMPLES_FILE, choose_examples, save_examples
-from dreamprm.training.metrics import METRICS_FILE
+from dreamprm.reporting import write_report
+from dreamprm.reporting.examples import choose_examples, save_examples
+from dreamprm.run_directory import (
+    BASELINE,
+    BUILT_IN,
+    CONFIG_FILE,
+    EXAMPLES_FILE,
+    MODEL,
+    SUMMARY_FILE,
+    WEIGHTS_FILE,
+    open_run,
+    refuse_many_processes,
+)
 from dreamprm.training.schedules import build_schedule
+from dreamprm.writing import write_whole
 
 log = logging.getLogger("dreamprm")
 
-CONFIG_FILE, SUMMARY_FILE, WEIGHTS_FILE = "config.yaml", "summary.json", "weights.json"
-RUN_FOLDERS = ("checkpoints", "model", "synthetic", "tensorboard", "uniform")
-RUN_FILES = (
-    CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, WEIGHTS_FILE, EXAMPLES_FILE, REPORT_FILE
-)  # fmt: skip
+# Where the data lie may change: what they are is in the checkpoint.
+DATA_FILES = ("data.train", "data.meta", "data.test")
 
 
 class PRMEngine(ReweightingEngine):
     """Validates as its observer says: on the meta set, and what it looks at beside that."""
 
-    def __init__(self, *args: Any, observer: Observer, digest: str, **parts: Any) -> None:
-        self.observer, self.digest = observer, digest
+    def __init__(
+        self,
+        *args: Any,
+        observer: Observer,
+        digests: dict[str, str],
+        check: Callable[[], None] = lambda: None,
+        **parts: Any,
+    ) -> None:
+        self.observer, self.digests, self.check = observer, digests, check
         super().__init__(*args, **parts)
+
+    def save(self) -> None:
+        """As of every engine, where the run directory is still there."""
+        self.check()
+        super().save()
 
     def state_dict(self) -> dict[str, Any]:
         """As of every engine, and what data it is of."""
-        return super().state_dict() | {"data": self.digest}
+        return super().state_dict() | {"data": self.digests}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues on the same data.
@@ -63,9 +82,14 @@ class PRMEngine(ReweightingEngine):
         Raises:
             UserError: the checkpoint is of other data.
         """
-        if state["data"] != self.digest:
+        before = state["data"]
+        if not isinstance(before, dict):
+            raise UserError("the checkpoint is of a version of dreamprm whose digests are others")
+        changed = [name for name, digest in self.digests.items() if before[name] != digest]
+        if changed:
             raise UserError(
-                "the data are not those that the run was begun with: --overwrite starts anew"
+                f"the data are not those that the run was begun with: other {', '.join(changed)}; "
+                "bring them back, give another out=, or --overwrite the run"
             )
         super().load_state_dict(state)
 
@@ -101,43 +125,49 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> dict
     Raises:
         UserError: the config, the data or the run directory is not as it must be.
     """
+    refuse_many_processes()
     out = Path(config.out)
-    _prepare(out, config, resume, overwrite)
-    data = load_data(config.data, out, config.seed)
-    engine = build_engine(config, data, out)
-    # Only now is it a run: a mistake that was found before leaves nothing to overwrite.
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}") from error
-    save_config(config, out / CONFIG_FILE)
-    numbers, weights = _run(engine, data, out)
-    runs = {config.weighting: numbers}
-    if config.weighting != "uniform" and config.baseline:
-        engine = build_engine(replace(config, weighting="uniform"), data, out / "uniform")
-        uniform, _ = _run(engine, data, out / "uniform")
-        runs = {"uniform": uniform} | runs
-    summary = {
-        "config": str(out / CONFIG_FILE),
-        "meta_loss": config.meta_loss,
-        "hypergradient": config.hypergradient,
-        "seed": config.seed,
-        "runs": runs,
-        "weights": weights,
-        "qualities": dict(config.data.synthetic.domains),
-        "test_digest": data.test_digest,
-        "versions": _versions(),
-    }
-    _write_json(out / SUMMARY_FILE, summary)
-    write_report(out)
+    with open_run(out, config, resume, overwrite, free=DATA_FILES) as run:
+        data = load_data(config.data, out, config.seed, redraw=not run.continues)
+        engine = build_engine(config, data, out, run.check)
+        if run.continues:
+            _resume(engine)
+        run.begin(keep=(BUILT_IN,) if data.built_in else ())
+        if data.built_in:
+            data.built_in.save(out / BUILT_IN)
+        numbers, weights = _run(engine, data, out)
+        runs = {config.weighting: numbers}
+        if config.weighting != "uniform" and config.baseline:
+            plain = replace(config, weighting="uniform")
+            engine = build_engine(plain, data, out / BASELINE, run.check)
+            _resume(engine)
+            uniform, _ = _run(engine, data, out / BASELINE)
+            runs = {"uniform": uniform} | runs
+        summary = {
+            "config": str(out / CONFIG_FILE),
+            "meta_loss": config.meta_loss,
+            "hypergradient": config.hypergradient,
+            "seed": config.seed,
+            "runs": runs,
+            "weights": weights,
+            "qualities": dict(config.data.synthetic.domains),
+            "data": data.digests,
+            "versions": _versions(),
+        }
+        run.check()
+        _write_json(out / SUMMARY_FILE, summary)
+        write_report(out)
     return summary
+
+
+def _resume(engine: PRMEngine) -> None:
+    if engine.resume():
+        log.info("%s continues after step %d", engine.config.run_directory, engine.global_step)
 
 
 def _run(engine: PRMEngine, data: RunData, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
     """Trains one reward model; gives its numbers on the test set, and the domain weights."""
     (batches,) = engine.lower.train_data_loader
-    if engine.resume():
-        log.info("%s continues after step %d", folder, engine.global_step)
     engine.run()
     if batches.left_out:
         log.warning(
@@ -145,15 +175,25 @@ def _run(engine: PRMEngine, data: RunData, folder: Path) -> tuple[dict[str, Any]
             batches.left_out,
         )
     model: ProcessRewardModel = engine.lower.module
-    model.save_pretrained(folder / "model")
+    engine.check()
+    model.save_pretrained(folder / MODEL)
     weights = engine.weights()
     if weights:
         _write_json(folder / WEIGHTS_FILE, weights)
     return _evaluate(model, data, folder), weights
 
 
-def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
-    """The model, the problems and the engine of one run, all a function of the config's seed."""
+def build_engine(
+    config: Config, data: RunData, folder: Path, check: Callable[[], None] = lambda: None
+) -> PRMEngine:
+    """The model, the problems and the engine of one run, all a function of the config's seed.
+
+    Args:
+        config: of the run.
+        data: of the run.
+        folder: the engine's run directory.
+        check: is called before anything is written there, and raises where that must not be.
+    """
     torch.manual_seed(config.seed)
     model = build_model(config.model, data.train, config.seed)
     encode = model.encoder(data.domains)
@@ -229,7 +269,8 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
             progress="uniform" if upper is None else "learned",
         ),
         observer=build_observer(config.observe, rows, meta, data.test, fits),
-        digest=data.digest,
+        digests=data.digests,
+        check=check,
     )
 
 
@@ -266,46 +307,11 @@ def _adamw(parameters: Any, config: OptimizerConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def _prepare(out: Path, config: Config, resume: bool, overwrite: bool) -> None:
-    """Makes the run directory ready, and refuses to lose what is in it."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, expected a folder for the run")
-    if not out.exists():
-        return  # made when it is known that there is something to run
-    if (out / CONFIG_FILE).is_file():
-        if resume:
-            _refuse_changes(out / CONFIG_FILE, config)
-            return
-        if not overwrite:
-            raise UserError(
-                f"{out} holds a run: --resume continues it, --overwrite replaces it, "
-                "out=DIR starts another"
-            )
-        for name in RUN_FOLDERS:
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in RUN_FILES:
-            (out / name).unlink(missing_ok=True)
-        return
-    # The built-in domains of a start that failed may be there; nothing else is ours.
-    foreign = sorted(path.name for path in out.iterdir() if path.name != "synthetic")
-    if foreign:
-        raise UserError(f"{out} holds {foreign[0]}, which is of no run: expected an empty folder")
-
-
-def _refuse_changes(saved: Path, config: Config) -> None:
-    """A resumed run must be the same experiment, but for where it runs and what it shows."""
-    before = OmegaConf.to_container(OmegaConf.load(saved))
-    now = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(before, dict)
-    assert isinstance(now, dict)
-    free = ("out", "device", "log_every", "checkpoint_every", "observe")
-    changed = [str(k) for k in now if k not in free and before.get(k) != now[k]]
-    if changed:
-        raise UserError(
-            f"{saved} differs from this config in {', '.join(changed)}: "
-            "resume with the same values, or give another out="
-        )
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        bad = [k for k, v in value.items() if isinstance(v, float) and not math.isfinite(v)]
+        what = f": {bad[0]!r} is {value[bad[0]]}" if bad else ""
+        raise FloatingPointError(f"{path} would not be finite{what}") from error
+    write_whole(path, [text])

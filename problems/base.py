@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,9 @@ from dreamprm.hypergradients.randomness import RandomState
 from dreamprm.problems.config import ProblemConfig
 from dreamprm.problems.decay import say_decay
 from dreamprm.problems.fidelity import fidelity, is_due
+from dreamprm.problems.finite import check_gradient, check_parameters, check_vector, naming
 from dreamprm.problems.history import LowerHistory, next_step
+from dreamprm.problems.micro_batches import mean_stats
 from dreamprm.problems.stateless import StatelessLoss
 
 log = logging.getLogger("dreamprm")
@@ -139,28 +141,36 @@ class Problem(ImplicitProblem):
 
         Args:
             batch: betty's last one to take its step again; None for new ones.
+
+        Raises:
+            FloatingPointError: a loss, a gradient or a parameter is not finite; see
+                ``dreamprm.problems.finite``.
         """
         if batch is None:
             self.batches = [self.get_batch() for _ in range(self.config.gradient_accumulation)]
             self.cur_batch = self.batches[-1]
         parameters = self.trainable_parameters()
         if self._parents and STEPS in self._method.needs:
-            self._history.random = RandomState.now(parameters)
+            self._history.before_loss(self)
         stats, vectors = [], None
         shares = self.shares(self.batches)
-        for each, share in zip(self.batches, shares, strict=True):
-            loss, numbers = self.get_loss(each)
+        for i, (each, share) in enumerate(zip(self.batches, shares, strict=True)):
+            with naming(self, batch=i):
+                loss, numbers = self.get_loss(each)
             stats.append(numbers)
             vectors = self._backward(loss * share, parameters, vectors)
         for path, vector in zip(self._paths, vectors or (), strict=True):
+            check_vector(self, path[1], vector)
             self.set_grads(parameters, self._through(path, vector))
         if self.is_implemented("grad_callback"):
             self.grad_callback()
+        check_gradient(self)
         self.optimizer_step()
         if self.is_implemented("param_callback"):
             self.param_callback()
+        check_parameters(self)
         self.zero_grad()
-        return _mean(stats, shares)
+        return mean_stats(stats, shares)
 
     def size_of(self, batch: Any) -> int:
         """What a batch counts beside the other micro-batches of a step; for subclasses."""
@@ -184,14 +194,9 @@ class Problem(ImplicitProblem):
             self._bits = precision.bits
         else:
             loss, stats = super().get_loss(batch)
-        return loss, self._finite(stats)
-
-    def _finite(self, stats: dict[str, Any]) -> dict[str, Any]:
         if not math.isfinite(stats["loss"]):
-            raise FloatingPointError(
-                f"the loss of problem {self.name!r} is {stats['loss']} in its step {self.count}"
-            )
-        return stats
+            raise FloatingPointError(f"the loss is {stats['loss']}")
+        return loss, stats
 
     # --- hypergradients --------------------------------------------------------------------
 
@@ -220,11 +225,11 @@ class Problem(ImplicitProblem):
         lowers = [path[1].trainable_parameters() for path in self._paths]
         inputs = [*params, *itertools.chain(*lowers)]
         grads = iter(torch.autograd.grad(loss, inputs, allow_unused=True))
-        self.set_grads(params, _take(grads, params))
+        self.set_grads(params, list(itertools.islice(grads, len(params))))
         found = [
             [
                 torch.zeros_like(p) if g is None else g
-                for p, g in zip(lower, _take(grads, lower), strict=True)
+                for p, g in zip(lower, itertools.islice(grads, len(lower)), strict=True)
             ]
             for lower in lowers
         ]
@@ -239,7 +244,8 @@ class Problem(ImplicitProblem):
         # v is the gradient of this problem's loss next to the bottom of the path only.
         upper_loss = StatelessLoss(self, path[1], self, self.batches).of if len(path) == 3 else None
         for current, above in itertools.pairwise(path[1:]):
-            vector = current.indirect_gradient(vector, above, upper_loss)
+            with naming(self, on=current):
+                vector = current.indirect_gradient(vector, above, upper_loss)
         return vector
 
     def indirect_gradient(
@@ -275,6 +281,8 @@ class Problem(ImplicitProblem):
         point = self._point(above, upper_loss, batches)
         before = RandomState.now(point.lower)
         found = indirect_gradient(self._method, point, vector, self.config.options)
+        if STEPS in self._method.needs:
+            found = self._history.settle(above, found)
         if is_due(self.config.fidelity_every, self.count, self.config.unroll_steps):
             after = RandomState.now(point.lower)
             before.restore()  # for the same dropout masks
@@ -297,14 +305,16 @@ class Problem(ImplicitProblem):
     def _point(self, above: Problem, upper_loss: Loss | None, batches: list[Any]) -> Point:
         needs = self._method.needs
         assert self._bits is not None
+        of_steps = self._history.steps(self, above) if STEPS in needs else None
+        upper, steps = of_steps or (list(above.trainable_parameters()), [])
         return Point(
             lower_loss=StatelessLoss(self, self, above, batches).of,
             lower=list(self.trainable_parameters()),
-            upper=list(above.trainable_parameters()),
+            upper=upper,
             bits=self._bits,
             upper_loss=upper_loss,
             next_step=next_step(self, self._history) if OPTIMIZER in needs else None,
-            steps=self._history.steps(self, above) if STEPS in needs else (),
+            steps=steps,
             memory=self._memory,
         )
 
@@ -347,17 +357,3 @@ class Problem(ImplicitProblem):
                 loader.load_state_dict(state)
         if self.train_data_loader is not None:
             self.train_data_iterator = [iter(loader) for loader in self.train_data_loader]
-
-
-def _take(grads: Iterator[Tensor | None], like: list[nn.Parameter]) -> list[Tensor | None]:
-    return [next(grads) for _ in like]
-
-
-def _mean(stats: list[dict[str, Any]], shares: list[float]) -> dict[str, Any]:
-    """The numbers of several micro-batches as those of one; what is no number is the last one's."""
-    mean = dict(stats[-1])
-    for name, value in mean.items() if len(stats) > 1 else ():
-        if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1):
-            pairs = zip(stats, shares, strict=True)
-            mean[name] = sum(float(each[name]) * share for each, share in pairs)
-    return mean

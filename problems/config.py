@@ -28,6 +28,7 @@ class ProblemConfig(Config):
         options: of that method, e.g. ``{"iterations": 10}``.
         precision: ``"fp32"``, or ``"bf16"`` for bf16 autocast over the parameters as they are.
         unroll_steps: steps of this problem between two steps of its upper problem.
+        warmup_steps: steps of this problem before its upper problem may step.
         gradient_accumulation: micro-batches of a step; all that counts steps counts them as one.
         hypergradient_batch_size: on a lower problem, items of its last step's batch on which its
             hypergradient is taken; 0 for all of them. Needs a loader with ``recent``, as

@@ -63,7 +63,7 @@ def fidelity(
     else:
         solver, options = ImplicitMethod("identity", identity, ForwardMode), {}
     exact_loss = StatelessLoss(problem, problem, above, batches, autocast=False).of
-    point = replace(point, lower_loss=exact_loss)
+    point = replace(point, lower_loss=exact_loss, upper=list(above.trainable_parameters()))
     try:
         exact = indirect_gradient(solver, point, vector, options)
     except NoForwardMode:

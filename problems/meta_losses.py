@@ -6,9 +6,21 @@ Each takes ``scores`` s [b], the mean step logit of every solution; ``outcome`` 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+from dreamprm.errors import need_positive
+
+Array = NDArray[np.float64]
+_TOLERANCE = 1e-10  # of the fit's gradient, where scores are in units of their largest deviation
 
 
 def aggregation_mse(scores: Tensor, outcome: Tensor, question: Tensor) -> Tensor:
@@ -38,49 +50,89 @@ def pairwise(scores: Tensor, outcome: Tensor, question: Tensor) -> Tensor:
 
 
 def calibrated(scores: Tensor, outcome: Tensor, question: Tensor, ridge: float = 0.1) -> Tensor:
-    """Cross-entropy of σ(a·s + c), with slope a and offset c fitted to this batch first.
+    """min over a, c of the mean cross-entropy of σ(a·s + c) + ridge/2 · (a − 1)².
 
-    The fit is a ridge logistic regression; the ridge pulls the slope towards 1 (no recalibration)
-    and leaves the offset free, so the level of the scores is not seen. By the envelope theorem the
-    fit needs no gradient of its own.
+    What is left of the outcome after the best recalibration of this batch. The ridge pulls the
+    slope a towards 1 (no recalibration) and leaves the offset c free, so the level of the scores
+    is not seen; it belongs to the value, which is thus never above that of equal scores + ridge/2.
+    Computed in float64, given in the arithmetic of the scores. Its first and second derivatives
+    are those of the minimum.
 
     Raises:
         ValueError: the batch has only one outcome.
+        UserError: the ridge is not more than 0.
+        FloatingPointError: a score is NaN or infinite, or the fit does not converge.
     """
     if outcome.min() == outcome.max():
         raise ValueError("calibrated needs right and wrong solutions in every meta batch")
-    slope, offset = _logistic_fit(scores.detach(), outcome, ridge)
-    return binary_cross_entropy_with_logits(
-        slope.to(scores.dtype) * scores + offset.to(scores.dtype), outcome.to(scores.dtype)
-    )
-
-
-@torch.no_grad()
-def _logistic_fit(scores: Tensor, outcome: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Slope and offset that minimise cross-entropy + ridge/2 · (slope − 1)², by damped Newton."""
+    need_positive("ridge", ridge)
     s, r = scores.double(), outcome.double()
-    shift = s.mean()
-    x = torch.stack([s - shift, torch.ones_like(s)], dim=1)
-    start = torch.stack([torch.ones_like(shift), torch.logit(r.mean())])
-    penalty = torch.tensor([ridge, 0.0], dtype=s.dtype, device=s.device)
+    values = s.detach().cpu().numpy()
+    usable = np.abs(values) < 1e300
+    if not usable.all():
+        row = int(usable.argmin())
+        raise FloatingPointError(
+            f"meta loss 'calibrated': the score of solution {row + 1} of {len(values)} is "
+            f"{values[row]}, expected a number below 1e300"
+        )
+    # The slope of x in [−1, 1] is of order 1 where that of large scores would be all but 0.
+    shift = values.mean()
+    unit = max(1.0, float(np.abs(values - shift).max()))
+    x = (s - shift) / unit
+    slope, offset = _logistic_fit(x.detach().cpu().numpy(), r.cpu().numpy(), unit, ridge)
+    z = slope * x + offset
+    value = binary_cross_entropy_with_logits(z, r) + ridge / 2 * (slope / unit - 1) ** 2
+    # By the envelope theorem the first derivative needs none of the slope and the offset. What they
+    # gain by following the scores, ½ gᵀ H⁻¹ g, is 0 here, and gives the second derivative.
+    p = z.sigmoid()
+    pull = ridge / unit * (slope / unit - 1)
+    gradient = torch.stack([((p - r) * x).mean() + pull, (p - r).mean()])
+    found = gradient.detach().norm().item()
+    if not found <= _TOLERANCE * (1 + ridge):
+        raise FloatingPointError(
+            f"meta loss 'calibrated': its fit ends at a gradient of {found:.1e}, expected less "
+            f"than {_TOLERANCE * (1 + ridge):.1e}; the scores are {values.min():.3g} to "
+            f"{values.max():.3g}, ridge is {ridge}"
+        )
+    with torch.no_grad():
+        columns = torch.stack([x, torch.ones_like(x)])
+        hessian = (columns * (p * (1 - p))) @ columns.T / len(x)
+        hessian[0, 0] += ridge / unit / unit
+        # Saturated scores leave the offset free, and g is exact to 1e-17 only.
+        inverse = torch.linalg.pinv(hessian, atol=1e-20, rtol=1e-15, hermitian=True)
+    return (value - gradient @ inverse @ gradient / 2).to(scores.dtype)
 
-    def objective(theta: Tensor) -> Tensor:
-        fit = binary_cross_entropy_with_logits(x @ theta, r)
-        return fit + 0.5 * (penalty * (theta - start).square()).sum()
 
-    theta = start.clone()
-    for _ in range(50):
-        p = (x @ theta).sigmoid()
-        gradient = x.T @ (p - r) / len(r) + penalty * (theta - start)
-        if gradient.norm() < 1e-10:
-            break
-        hessian = (x.T * (p * (1 - p))) @ x / len(r) + torch.diag(penalty)
-        step = torch.linalg.solve(hessian, gradient)
-        size, before = 1.0, objective(theta)
-        while size > 1e-6 and objective(theta - size * step) > before:
-            size /= 2
-        theta = theta - size * step
-    return theta[0], theta[1] - theta[0] * shift
+def _logistic_fit(x: Array, r: Array, unit: float, ridge: float) -> tuple[float, float]:
+    """Slope A and offset C that minimise cross-entropy of σ(A·x + C) + ridge/2 · (A/unit − 1)².
+
+    Two nested searches for the root of a monotone function, which need no Hessian: that of the
+    offset at every slope, that of the slope with its best offset.
+    """
+    base = float(logit(r.mean()))
+
+    def best_offset(slope: float) -> float:
+        low, high = sorted((slope * x.min(), slope * x.max()))
+        return _root(
+            lambda c: float((expit(slope * x + c) - r).mean()), base - high - 1, base - low + 1
+        )
+
+    def gradient(slope: float) -> float:
+        residual = expit(slope * x + best_offset(slope)) - r
+        return float((residual * x).mean()) + ridge / unit * (slope / unit - 1)
+
+    far = -math.copysign(1.0, gradient(0.0))
+    while gradient(far) * far < 0:  # ends: the penalty grows without bound
+        far *= 4
+    slope = _root(gradient, *sorted((0.0, far)))
+    return slope, best_offset(slope)
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    """The root of an increasing function that is below 0 at ``low`` and above 0 at ``high``."""
+    return float(
+        brentq(function, low, high, xtol=1e-16, rtol=4 * np.finfo(float).eps, maxiter=1000)
+    )
 
 
 META_LOSSES = {

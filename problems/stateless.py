@@ -1,14 +1,17 @@
-"""A problem's loss as a pure function of two problems' parameters."""
+"""A problem's loss as a pure function of two problems' parameters, now or as it once was."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from betty.problems import ImplicitProblem
 from torch import Tensor, nn
 
 from dreamprm.errors import UserError
+from dreamprm.hypergradients.checkpointing import recomputing_alike
 
 if TYPE_CHECKING:
     from dreamprm.problems.base import Problem
@@ -18,14 +21,17 @@ class StatelessLoss(nn.Module):
     """A problem's mean loss on micro-batches as a pure function of φ below and α above.
 
     ``functional_call`` puts the given tensors in the places of the two modules' parameters for the
-    time of one evaluation. Buffers are lent as copies, so that a batch norm's running statistics
-    do not see the evaluations of a hypergradient.
+    time of one evaluation. Buffers, those of the other problems too, are lent as copies, so that a
+    batch norm's running statistics do not see the evaluations of a hypergradient. What is
+    checkpointed is recomputed with the given tensors too.
 
     Args:
         problem: whose loss; either ``lower`` or ``upper``.
         lower, upper: the problems whose trainable parameters are φ and α.
         batches: what the loss is of.
         autocast: whether the problem's own autocast holds.
+        seen: the state in which the loss finds the problems, by their names; see :func:`state_of`.
+            What is not in it is as it is now.
 
     Raises:
         UserError: one module is a part of the other.
@@ -38,6 +44,7 @@ class StatelessLoss(nn.Module):
         upper: Problem,
         batches: Sequence[Any],
         autocast: bool = True,
+        seen: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
         super().__init__()
         self.lower = lower.module
@@ -54,6 +61,18 @@ class StatelessLoss(nn.Module):
                 f"problems {lower.name!r} and {upper.name!r} share trainable parameters; "
                 "expected modules apart from each other, linked by the problems' names"
             )
+        beside = [each for each in others(problem) if each is not lower and each is not upper]
+        self.others = nn.ModuleList(each.module for each in beside)
+        places = {f"others.{i}": each for i, each in enumerate(beside)}
+        places |= {"lower": lower, "upper": upper}
+        # What two problems share has the first one's name only.
+        known = {name for name, _ in [*self.named_parameters(), *self.named_buffers()]}
+        self._seen = {
+            full: tensor
+            for place, each in places.items()
+            for name, tensor in (seen or {}).get(each.name, {}).items()
+            if (full := f"{place}.{name}") in known
+        }
 
     def forward(self) -> Tensor:
         """The loss with the parameters that are in place now."""
@@ -69,5 +88,33 @@ class StatelessLoss(nn.Module):
     def of(self, lower_params: list[Tensor], upper_params: list[Tensor]) -> Tensor:
         """The loss at these parameters."""
         tensors = dict(zip(self._names, [*lower_params, *upper_params], strict=True))
-        buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        return torch.func.functional_call(self, tensors | buffers, ())
+        buffers = {name: self._seen.get(name, b).clone() for name, b in self.named_buffers()}
+        given = self._seen | tensors | buffers
+        return recomputing_alike(partial(torch.func.functional_call, self, given, ()))()
+
+
+def others(problem: Problem) -> list[Problem]:
+    """The other problems that a problem reaches, by their names, as attributes."""
+    found = [each for each in vars(problem).values() if isinstance(each, ImplicitProblem)]
+    return list(dict.fromkeys(each for each in found if each.module is not None))
+
+
+def state_of(
+    problem: Problem, before: Mapping[str, Tensor], parameters: bool = True
+) -> dict[str, Tensor]:
+    """Trainable parameters and buffers by name: copies, or those of ``before`` if they are equal.
+
+    Args:
+        problem: whose module; frozen parameters are left out.
+        before: an earlier answer.
+        parameters: whether they are wanted too.
+    """
+    named = [*problem.module.named_buffers()]
+    if parameters:
+        named += [(name, p) for name, p in problem.module.named_parameters() if p.requires_grad]
+    return {
+        name: before[name]
+        if name in before and torch.equal(before[name], tensor)
+        else tensor.detach().clone()
+        for name, tensor in named
+    }

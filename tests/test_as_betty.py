@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from betty.envs import Env
 from torch import Tensor, nn
 from torch.func import grad, hessian, jacrev
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
@@ -90,7 +91,7 @@ class Program:
         return Engine(list(nodes.values()), EngineConfig(strategy="cpu", **engine), dependencies)
 
     def start(self, name: str) -> Tensor:
-        return matrix(name, "start")[0]
+        return matrix(name, "start")[0].clone()
 
     def loss(self, name: str, at: dict[str, Tensor]) -> Tensor:
         """Convex in its own vector; all its second derivatives change from point to point."""
@@ -112,6 +113,7 @@ class Program:
         return at
 
 
+@cache
 def matrix(*key: str) -> Tensor:
     """A random one, the same for the same key."""
     generator = np.random.default_rng(zlib.crc32("/".join(key).encode()))
@@ -321,3 +323,98 @@ def test_unrolling_is_autograd_through_the_steps() -> None:  # as betty's Iterat
             at["regression"] = at["regression"] - 0.2 * gradient
         (expected,) = torch.autograd.grad(EXAMPLE.loss("penalties", at), at["penalties"])
         assert (found - expected).norm() < 1e-12 * expected.norm()
+
+
+class Tasks(Env):
+    """A regression task at a time, as the environment of betty's MAML example."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def step(self) -> None:
+        data = np.random.default_rng(self.drawn).standard_normal((2, 5, 4))
+        x, y = torch.from_numpy(data).split([3, 1], dim=2)
+        self.batch = {name: (x[i], y[i, :, 0]) for i, name in enumerate(("train", "test"))}
+        self.drawn += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self) | {name: None for name in ("inner", "outer")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.drawn, self.batch = state["drawn"], state["batch"]
+
+
+def squared_error(weights: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return (batch[0] @ weights - batch[1]).square().sum()
+
+
+class Outer(Upper):
+    def training_step(self, batch: Any) -> Tensor:
+        return squared_error(self.inner(), batch)
+
+    def vectors(self) -> dict[str, Tensor]:
+        return {"outer": self(), "inner": self.inner()}
+
+    def get_batch(self) -> Any:
+        self.tasks = [*getattr(self, "tasks", []), self.env.batch]
+        return self.env.batch["test"]
+
+
+class Inner(Node):
+    def training_step(self, batch: Any) -> Tensor:
+        return squared_error(self(), batch) + (self() - self.outer()).square().sum() / 2
+
+    def get_batch(self) -> Any:
+        return self.env.batch["train"]
+
+    def on_inner_loop_start(self) -> None:
+        self.module.load_state_dict(self.outer.module.state_dict())
+
+
+class Episodes(Engine):
+    def train_step(self) -> None:
+        if self.global_step % 4 == 1:
+            self.env.step()
+        super().train_step()
+
+
+def episodes(env: Any, accumulation: int = 1, name: str = "inner", steps: int = 12) -> Episodes:
+    outer = Outer("outer", ProblemConfig(gradient_accumulation=accumulation))
+    inner = Inner(name, ProblemConfig("cg", 4, options={"iterations": 3}))
+    for problem in (outer, inner):
+        problem.program, problem.lr = PROGRAMS["two levels"], 0.02
+    dependencies = {"u2l": {outer: [inner]}, "l2u": {inner: [outer]}}
+    config = EngineConfig(strategy="cpu", train_iters=steps)
+    return Episodes([outer, inner], config, dependencies, env=env)
+
+
+def test_an_environment_hands_its_tasks_to_the_problems() -> None:  # as betty's MAML example
+    env = Tasks()
+    engine = episodes(env)
+    assert engine.env is engine.inner.env is engine.outer.env is env
+    assert (env.inner, env.outer, env.device) == (engine.inner, engine.outer, "cpu")
+    engine.run()
+    assert env.drawn == len(engine.outer.seen) == 3
+    for (found, at), task in zip(engine.outer.seen, engine.outer.tasks, strict=True):
+        v = grad(squared_error)(at["inner"], task["test"])
+        # L's second derivative in φ, and −1 in φ and α.
+        inverse = torch.linalg.inv(2 * task["train"][0].T @ task["train"][0] + EYE)
+        assert (found - inverse @ v).norm() < 1e-9 * found.norm()
+
+
+def test_an_environment_is_part_of_a_checkpoint() -> None:
+    whole, first, second = (episodes(Tasks(), steps=steps) for steps in (12, 6, 12))
+    whole.run()
+    first.run()
+    second.load_state_dict(first.state_dict())
+    second.run()
+    assert all(torch.equal(getattr(whole, n)(), getattr(second, n)()) for n in ("inner", "outer"))
+
+
+def test_environments_that_cannot_be_right_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UserError, match=r"got a builtins\.dict for env, expected a betty\.envs"):
+        episodes({})
+    with pytest.raises(UserError, match=r"named 'drawn', .* attribute of the environment"):
+        episodes(Tasks(), name="drawn")
+    episodes(Tasks(), accumulation=3)
+    assert "'outer' draws the 3 micro-batches of a step at once" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from pathlib import Path
@@ -53,6 +54,35 @@ def test_early_stopping_stops_and_stays_stopped(tmp_path: Path) -> None:
 def test_early_stopping_names_the_metrics_there_are() -> None:
     with pytest.raises(UserError, match=r"'loss' is not among .* error"):
         toy(engine=Validating, valid_step=2, early_stopping=True).run()
+
+
+@pytest.mark.parametrize("level", [logging.WARNING, logging.INFO])
+def test_without_a_run_directory_validations_are_shown(
+    level: int, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(level, logger="dreamprm")
+    engine = toy(steps=5, engine=Validating, valid_step=2)
+    engine.run()
+    assert engine.validations == {2: {"error": 1.0}, 4: {"error": 0.5}, 5: {"error": 0.7}}
+    expected = [
+        "validation at step 2: error 1",
+        "validation at step 4: error 0.5",
+        "validation at step 5: error 0.7",
+    ]
+    logged = [record.getMessage() for record in caplog.records]
+    printed = capsys.readouterr().out.splitlines()
+    # Once each: by the log where it is listened to.
+    assert (logged, printed) == ((expected, []) if level == logging.INFO else ([], expected))
+
+
+def test_a_metric_that_is_no_number_stops_no_run_early() -> None:
+    class Undefined(ReweightingEngine):
+        def validation(self) -> dict[str, float]:
+            return {"error": float("nan")}
+
+    options = {"valid_step": 2, "early_stopping": True, "early_stopping_metric": "error"}
+    with pytest.raises(FloatingPointError, match=r"^step 2 of the run: early_stopping.* is nan"):
+        toy(engine=Undefined, **options).run()
 
 
 def test_metrics_stand_in_the_run_directory(tmp_path: Path) -> None:
@@ -130,6 +160,36 @@ def test_an_interrupt_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path) -> N
     finally:
         signal.signal(signal.SIGINT, before)
     assert checkpoint_steps(tmp_path / "checkpoints") == [7]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP here")
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_hang_up_leaves_a_checkpoint(tmp_path: Path, ignored: bool) -> None:
+    """Twice, by the shell and by the terminal; nohup has it ignored, and that stays so."""
+    engine = toy(steps=20, run_directory=tmp_path)
+    step = engine.train_step
+
+    def hung_up() -> None:
+        if engine.global_step == 7:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+        step()
+
+    engine.train_step = hung_up  # type: ignore[method-assign]
+    deadly: list[int] = []
+    handler = signal.SIG_IGN if ignored else lambda number, frame: deadly.append(number)
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        if ignored:
+            engine.run()
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                engine.run()
+        assert signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not deadly
+    assert checkpoint_steps(tmp_path / "checkpoints") == [20 if ignored else 7]
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

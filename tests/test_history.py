@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LinearLR
 
 from dreamprm.engines.reweighting import ReweightingEngine
-from tests.toy import Weighting, toy
+from dreamprm.hypergradients.unrolled import ReplayWarning
+from tests.toy import Regression, Weighting, toy
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +33,56 @@ class Keeping(Weighting):
         self.kept = self.module.alpha.grad.clone()
 
 
+class Annealed(Regression):
+    """Its loss depends on how many steps it and the upper problem have taken."""
+
+    def sample_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        factor = 1 + 0.1 * self.count + 0.3 * self.weighting.count
+        return super().sample_losses(batch) * factor
+
+
+class Counting(nn.Linear):
+    """Its answer depends on a buffer that every training evaluation changes."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 1)
+        self.register_buffer("calls", torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+        return super().forward(x) * (1 + 0.1 * self.calls)
+
+
+class WithSpare(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 1)
+        self.spare = nn.Linear(3, 1)
+
+
+class Alternating(Regression):
+    """Every other step leaves parameters without a gradient."""
+
+    def sample_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        extra = self.module.spare(batch["x"]).squeeze(-1) if self.count % 2 else 0
+        return (self(batch["x"]).squeeze(-1) + extra - batch["y"]).square()
+
+
+class SeeingBoth(Keeping):
+    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+        spare = self.regression.module.spare(batch["x"])
+        return super().training_step(batch) + (spare - 1).square().mean()
+
+
 def network() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
 
 
-def build(steps: int, **options: Any) -> ReweightingEngine:
+def build(
+    steps: int, module: Callable[[], nn.Module] = network, **options: Any
+) -> ReweightingEngine:
     torch.manual_seed(0)
-    return toy(steps=steps, module=network(), upper=Keeping, **options)
+    return toy(steps=steps, module=module(), **{"upper": Keeping} | options)
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -51,10 +95,18 @@ RUNS: dict[str, dict[str, Any]] = {
         "problem": {"gradient_clipping": 0.5},
     },
     "accumulated": {"problem": {"gradient_accumulation": 2, "gradient_clipping": 0.5}},
+    "a loss that counts": {"lower": Annealed},
+    "a loss with memory": {"module": Counting},
+    "parameters that are not always used": {
+        "module": WithSpare,
+        "lower": Alternating,
+        "upper": SeeingBoth,
+    },
     "warming up": {"scheduler": lambda o: LinearLR(o, start_factor=1e-3, total_iters=4)},
 }
 
 
+@pytest.mark.filterwarnings("error::dreamprm.hypergradients.unrolled.ReplayWarning")
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("product", ["double_backward", "forward", "finite_difference"])
 def test_unrolling_is_the_derivative_of_the_run_itself(name: str, product: str) -> None:
@@ -87,19 +139,51 @@ def test_unrolling_is_the_derivative_of_the_run_itself(name: str, product: str) 
     assert torch.allclose(found, torch.tensor(expected), rtol=1e-7, atol=1e-9)
 
 
-def test_unrolling_goes_back_to_the_last_upper_step_however_long_ago() -> None:
-    """With a second lower problem that is slower, an upper step waits beyond ``unroll_steps``."""
-    engine = build(2, method="unrolled")
-    history = engine.lower._history
-    for expected in (2, 2):
+def test_unrolling_is_the_derivative_of_a_run_that_rolls_back() -> None:
+    """The step that is taken again after an upper step already sees that step's α."""
+
+    class Shifted(Keeping):
+        shift = torch.zeros(2)
+
+        def param_callback(self) -> None:
+            if self.count == 1:
+                self.module.alpha.data += self.shift
+
+        def log(self, stats: dict[str, Any], global_step: int | None) -> None:
+            super().log(stats, global_step)
+            self.loss = stats["loss"]
+
+    def run(shift: Tensor) -> Shifted:
+        torch.manual_seed(0)
+        engine = toy(
+            *(6, "unrolled"),
+            module=network(),
+            upper=Shifted,
+            problem={"unroll_steps": 3},
+            roll_back=True,
+        )
+        engine.upper.shift = shift
         engine.run()
-        assert len(history.recorded) == expected
-        engine.global_step = 0
-    engine.lower.ready = [False]
-    assert history.used
-    for _ in range(5):
-        engine.lower._history.record(engine.lower, whole=True)
-    assert len(history.recorded) == 5
+        assert engine.upper.count == 2
+        return engine.upper
+
+    step = 1e-5
+    found = run(torch.zeros(2)).kept
+    expected = [(run(d).loss - run(-d).loss) / (2 * step) for d in step * torch.eye(2)]
+    # Differences of the run: rounding 1e-16 / 1e-5, truncation of the order of step² = 1e-10.
+    assert torch.allclose(found, torch.tensor(expected), rtol=1e-7, atol=1e-9)
+
+
+def test_a_loss_that_remembers_on_its_own_is_warned_of() -> None:
+    class Remembering(Regression):
+        evaluations = 0
+
+        def sample_losses(self, batch: dict[str, Tensor]) -> Tensor:
+            self.evaluations += 1
+            return super().sample_losses(batch) * (1 + 0.1 * self.evaluations)
+
+    with pytest.warns(ReplayWarning, match="recorded lower step 3 had a gradient of length"):
+        build(3, method="unrolled", lower=Remembering, problem={"unroll_steps": 3}).run()
 
 
 CUTS: dict[str, dict[str, Any]] = {
@@ -129,11 +213,6 @@ def test_a_run_resumes_exactly_at_every_step(name: str) -> None:
 
 
 def test_sama_leaves_out_parameters_without_a_gradient() -> None:
-    class WithSpare(nn.Linear):
-        def __init__(self) -> None:
-            super().__init__(3, 1)
-            self.spare = nn.Linear(2, 2)
-
     def kept(module: Callable[[], nn.Module]) -> Tensor:
         torch.manual_seed(0)
         engine = toy(steps=2, method="sama", module=module(), upper=Keeping)

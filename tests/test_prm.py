@@ -186,35 +186,6 @@ def test_pairwise_by_hand() -> None:
     assert pairwise(scores, OUTCOME, apart).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_calibrated_is_the_best_fit_and_needs_no_gradient_through_it() -> None:
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(40, generator=generator, dtype=torch.float64)
-    outcome = (scores + torch.randn(40, generator=generator) > 0).double()
-    question = torch.arange(40)
-
-    def objective(theta: Tensor) -> Tensor:
-        fit = nn.functional.binary_cross_entropy_with_logits(theta[0] * scores + theta[1], outcome)
-        return fit + 0.05 * (theta[0] - 1) ** 2
-
-    theta = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([theta], max_iter=200, tolerance_grad=1e-12, tolerance_change=0)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = objective(theta)
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-    expected = nn.functional.binary_cross_entropy_with_logits(
-        theta[0] * scores + theta[1], outcome
-    ).item()
-    assert calibrated(scores, outcome, question, ridge=0.1).item() == pytest.approx(expected)
-    # Perfectly separated scores and equal ones have a finite fit too.
-    for extreme in (outcome * 10 - 5, torch.zeros(40, dtype=torch.float64)):
-        assert calibrated(extreme, outcome, question).isfinite()
-
-
 def test_the_ridge_pulls_the_slope_to_one() -> None:
     """A large one leaves the offset alone to be fitted, a small one nothing but the best fit."""
     generator = torch.Generator().manual_seed(0)
@@ -374,3 +345,23 @@ def test_selection_by_hand() -> None:
     assert found["step_auc"] == pytest.approx(0.5)
     assert aggregate([]) == -math.inf
     assert auc([1.0, 2.0], [True, True]) is None
+
+
+def test_the_meta_losss_options_reach_it() -> None:
+    logits = torch.tensor([[2.0], [-1.0], [0.5], [0.3]], dtype=torch.float64)
+    batch = {
+        "step_mask": torch.ones(4, 1, dtype=torch.bool),
+        "outcome": torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64),
+        "question": torch.arange(4),
+    }
+    found = []
+    for options in ({}, {"ridge": 0.7}):
+        problem = DomainWeighting(meta_loss="calibrated", options=options)
+        problem.prm = Fixed(logits)
+        found.append(problem.training_step(batch)["loss"].item())
+    scores = logits[:, 0]
+    expected = [
+        calibrated(scores, batch["outcome"], batch["question"], r).item() for r in (0.1, 0.7)
+    ]
+    assert found == expected
+    assert abs(found[0] - found[1]) > 0.01

@@ -154,7 +154,7 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         def sample_losses(self, batch: dict[str, Tensor]) -> Tensor:
             return super().sample_losses(batch) * (float("nan") if self.count == 3 else 1.0)
 
-    with pytest.raises(FloatingPointError, match="'regression' is nan in its step 3"):
+    with pytest.raises(FloatingPointError, match="step 3 of problem 'regression': the loss is nan"):
         toy(lower=Broken).run()
 
 

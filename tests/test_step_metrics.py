@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
 
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
+from dreamprm.inference.evaluate_selection import SelectionSettings, evaluate_picks
 from dreamprm.inference.evaluate_steps import StepSettings, evaluate_steps
 from dreamprm.inference.significance import bootstrap_means, interval, mcnemar, paired_difference
 from dreamprm.inference.step_metrics import (
@@ -212,6 +214,67 @@ def test_mcnemar_is_the_binomial_test() -> None:
     for b, c in itertools.product(range(0, 40, 3), repeat=2):
         expected = binomtest(b, b + c, 0.5).pvalue if b + c else 1.0
         assert mcnemar(b, c) == pytest.approx(expected, abs=1e-12)
+
+
+def binomial_tail(fewer: int, n: int) -> Fraction:
+    """2 · P(X ≤ fewer) of n fair coins, at most 1, in whole numbers."""
+    term = total = 1
+    for k in range(fewer):
+        term = term * (n - k) // (k + 1)
+        total += term
+    return min(Fraction(1), Fraction(2 * total, 2**n))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 51, 400, 2_000, 20_000])
+def test_mcnemar_is_exact_at_any_size(n: int) -> None:
+    for deviations in (0, 0.5, 1, 2, 3, 5, 20):
+        fewer = max(0, round((n - deviations * math.sqrt(n)) / 2))
+        expected = binomial_tail(fewer, n)
+        for pair in ((fewer, n - fewer), (n - fewer, fewer)):
+            # Continued fractions of the incomplete beta function, some thousand roundings at most.
+            assert abs(Fraction(mcnemar(*pair)) / expected - 1) < 1e-12
+
+
+def test_mcnemar_of_many_pairs_is_the_normal_tail() -> None:
+    n = 10**9  # where a sum over the tail would not end
+    for deviations in (0.5, 2.0, 4.0):
+        fewer = round((n - deviations * math.sqrt(n)) / 2)
+        # Corrected for whole numbers, a symmetric binomial is normal to z⁴ / n.
+        expected = math.erfc((n / 2 - fewer - 0.5) / math.sqrt(n / 2))
+        assert mcnemar(fewer, n - fewer) == pytest.approx(expected, rel=1e-7)
+
+
+def test_one_question_is_no_evidence() -> None:
+    found = paired_difference([True], [False], 100, seed=0)
+    assert (found.difference, found.low, found.high) == (1.0, None, None)
+    assert (found.p_bootstrap, found.p_mcnemar) == (None, 1.0)
+    assert interval(bootstrap_means(np.ones((1, 1)), 100, seed=0)[:, 0]) is None
+    numbers = evaluate_steps(
+        [Trajectory("a", "a", "q", ("x", "y"), step_labels=(1.0, 0.0))],
+        [[0.9, 0.2]],
+        StepSettings(),
+        [""],
+    )["total"]
+    assert numbers["auc"] == {"value": 1.0, "low": None, "high": None}
+
+
+def test_questions_that_all_say_the_same_leave_the_bootstrap_nothing_to_say() -> None:
+    for first in (True, False):
+        found = paired_difference([first] * 3, [not first] * 3, 100, seed=0)
+        assert (found.p_bootstrap, found.p_mcnemar) == (None, 0.25)
+    # No difference anywhere is what chance gives too.
+    assert paired_difference([True] * 3, [True] * 3, 100, seed=0).p_bootstrap == 1
+    assert paired_difference([True, True, False], [False] * 3, 100, seed=0).p_bootstrap is not None
+
+
+def test_comparisons_of_nothing_or_of_other_questions_are_refused() -> None:
+    with pytest.raises(UserError, match="got 0 and 0 picks"):
+        paired_difference([], [], 100, seed=0)
+    # numpy would hold the one against each of the three.
+    with pytest.raises(UserError, match="got 1 and 3 picks"):
+        paired_difference([True], [True, False, True], 100, seed=0)
+    with pytest.raises(UserError, match="no questions"):
+        evaluate_picks([], {}, SelectionSettings())
 
 
 def test_the_bootstrap_is_over_questions_and_paired() -> None:

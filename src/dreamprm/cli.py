@@ -1,18 +1,25 @@
-"""The ``dreamprm`` command. Exit status: 0 done, 1 failed, 2 the user's input is wrong."""
+"""The ``dreamprm`` command. Exit status: 0 done, 1 failed, 2 the user's input is wrong.
+
+141 where whoever reads its output has ended, as ``head`` does.
+"""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from select import POLLERR, poll
 from typing import Any
 
 from dreamprm.commands import (
     annotate,
     convert,
+    doctor,
     evaluate,
     hypergradients,
     report,
@@ -22,6 +29,9 @@ from dreamprm.commands import (
     validate,
 )
 from dreamprm.errors import UserError
+
+PIPE_CLOSED = 128 + 13  # what a shell says of a command that SIGPIPE ended
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _python_showwarning = warnings.showwarning
 
@@ -40,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         options.run(options)
+        sys.stdout.flush()  # what cannot be written is found here, and not when Python ends
     except UserError as error:
         print(f"dreamprm: {error}", file=sys.stderr)
         return 2
@@ -51,7 +62,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = "; --resume continues" if hasattr(options, "resume") and not lost else ""
         print(f"dreamprm: interrupted{hint}", file=sys.stderr)
         return 130
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            return PIPE_CLOSED
+        if error.errno not in FULL:
+            raise
+        at = f"cannot write {error.filename or 'to standard output'}"
+        _drop_output()
+        print(f"dreamprm: {at}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _unread() -> bool:
+    """Whether nobody reads standard output or standard error any longer, as after ``| head``."""
+    pipes = poll()
+    streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "fileno")]
+    for stream in streams:
+        pipes.register(stream.fileno(), 0)
+    closed = any(event & POLLERR for _, event in pipes.poll(0))
+    if closed:
+        _drop_output()
+    return closed
+
+
+def _drop_output() -> None:
+    """Sends what is left in the buffer of standard output nowhere: Python would complain of it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
@@ -85,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         evaluate,
         report,
         hypergradients,
+        doctor,
     ):
         module.add(commands)
     return parser

@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dreamprm.errors import UserError, unknown_name
+from dreamprm.interpolations import refuse_dollars, refuse_resolvers
+from dreamprm.writing import write_whole
 
 Schema = TypeVar("Schema")
 
@@ -42,21 +44,19 @@ def read_config(
             out of its range; the message names file, key, what was found and what was expected.
     """
     text, where = _read(config)
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not YAML: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{where} holds {type(found).__name__}, expected keys and values")
+    found = _values(text, where)
     merged = OmegaConf.structured(schema)
     _refuse_unknown(found, schema, where)
+    refuse_resolvers(found, where)
     merged = _merge(merged, OmegaConf.create(found), where)
     for override in overrides:
         _key, equals, _ = override.partition("=")
         if not equals:
             raise UserError(f"{override!r} is not of the form key=value")
-        _refuse_unknown(OmegaConf.to_container(_dotlist(override)), schema, f"{override!r}")
-        merged = _merge(merged, _dotlist(override), f"{override!r}")
+        change = _dotlist(override)
+        _refuse_unknown(OmegaConf.to_container(change), schema, f"{override!r}")
+        merged = _merge(merged, change, f"{override!r}")
+    merged = _resolved(merged, schema, where, overrides)
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise UserError(f"{where} gives no value for {', '.join(missing)}")
@@ -97,9 +97,27 @@ def read_options(words: list[str]) -> dict[str, Any]:
     }
 
 
+def config_values(config: Any) -> dict[str, Any]:
+    """The keys and values of a config, with what is nested as dicts and lists."""
+    return OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[return-value]
+
+
 def save_config(config: Any, path: Path) -> None:
-    """Writes a config with every value resolved."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    """Writes a config with every value resolved, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_whole(path, [OmegaConf.to_yaml(OmegaConf.structured(config)).removesuffix("\n")])
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file as they are written.
+
+    Raises:
+        UserError: it cannot be read, or is no UTF-8, no YAML or no mapping.
+    """
+    return _values(_text(path), str(path))
 
 
 def _read(config: str) -> tuple[str, str]:
@@ -107,20 +125,51 @@ def _read(config: str) -> tuple[str, str]:
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise UserError(f"there is no config file {config}")
-        try:
-            return path.read_text(encoding="utf-8"), config
-        except UnicodeDecodeError as error:
-            raise UserError(f"{config} is not UTF-8 text: {error}") from error
+        return _text(path), config
     if config not in shipped_configs():
         raise UserError(unknown_name("config", config, shipped_configs()))
     return (resources.files("dreamprm.configs") / f"{config}.yaml").read_text(), config
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _values(text: str, where: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # the latter for a date such as 2026-13-01
+        raise UserError(f"{where} is not YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{where} holds {type(found).__name__}, expected keys and values")
+    return found
+
+
 def _dotlist(override: str) -> Any:
     try:
-        return OmegaConf.from_dotlist([override])
+        found = OmegaConf.from_dotlist([override])
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(f"{override!r} cannot be read: {_first_line(error)}") from error
+    refuse_resolvers(OmegaConf.to_container(found), f"{override!r}")
+    return found
+
+
+def _resolved(config: Any, schema: type, where: str, overrides: Sequence[str]) -> Any:
+    """The config with the value of every ``${key}`` in its place."""
+    try:
+        found = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        key = error.full_key or ""
+        given = [f"{word!r}" for word in overrides if key and word.startswith(key)]
+        at = f"{[where, *given][-1]}: {key}".removesuffix(": ")
+        raise UserError(f"{at}: {_first_line(error)[:200]}") from error
+    refuse_dollars(found, where)
+    return _merge(OmegaConf.structured(schema), found, where)
 
 
 def _merge(base: Any, change: Any, where: str) -> Any:

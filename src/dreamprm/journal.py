@@ -7,12 +7,12 @@ nothing, so a piece is done or it is not.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from dreamprm.errors import UserError
+from dreamprm.writing import UnbufferedFile, write_whole, writing
 
 
 class Journal:
@@ -44,23 +44,20 @@ class Journal:
         self.pieces: list[dict[str, Any]] = [json.loads(line) for line in lines[1:]]
         # A line that the kill tore goes; its piece is done again.
         self._kept = sum(map(len, lines))
-        self._file: BinaryIO | None = None
+        self._file: UnbufferedFile | None = None
 
     def add(self, *pieces: dict[str, Any]) -> None:
         """Writes down pieces, a line each."""
         lines = [json.dumps(piece) for piece in pieces]
-        try:
+        with writing(self.path):
             if self._file is None:
                 # Kept only with its first line in it: an interruption may come at any place.
-                file = self.path.open("ab")
+                file = UnbufferedFile(self.path, "a")
                 file.truncate(self._kept)
                 if not self._kept:
                     file.write(json.dumps(self.of).encode() + b"\n")
                 self._file = file
             self._file.write("".join(line + "\n" for line in lines).encode())
-            self._file.flush()
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
         self.pieces.extend(pieces)
 
     def close(self) -> None:
@@ -136,25 +133,9 @@ def journal_path(out: str | Path, what: str, resume: bool, overwrite: bool) -> P
             )
         if path.exists():
             raise UserError(f"{path} is there already: --overwrite replaces it")
-    try:
+    with writing(path):
         partial.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
     return partial
-
-
-def write_whole(path: str | Path, lines: Sequence[str]) -> None:
-    """Writes lines, whole or not at all.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    partial = Path(f"{path}.tmp")
-    try:
-        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _whole_lines(path: Path) -> list[bytes]:

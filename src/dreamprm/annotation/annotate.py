@@ -17,8 +17,9 @@ from dreamprm.annotation.grading import check_rules, rule_of
 from dreamprm.annotation.questions import Question, load_answered_questions
 from dreamprm.annotation.solutions import Annotated, Course, course
 from dreamprm.errors import UserError
-from dreamprm.journal import Journal, is_finished, journal_path, write_whole
+from dreamprm.journal import Journal, is_finished, journal_path
 from dreamprm.progress import progress_bar
+from dreamprm.writing import write_whole
 
 log = logging.getLogger("dreamprm")
 

@@ -24,6 +24,9 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Trains, and prints the table of the run."""
+    from dreamprm.run_directory import refuse_many_processes
+
+    refuse_many_processes()  # before the seconds that the imports below take
     from transformers.utils.logging import disable_progress_bar
 
     from dreamprm.config import load_config

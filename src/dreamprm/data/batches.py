@@ -6,7 +6,8 @@ would have seen without the interruption.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -149,6 +150,19 @@ class BatchStream:
         parts = range(0, len(items), self.batch_size)
         return [self._collated(items[start : start + self.batch_size]) for start in parts]
 
+    def recent_names(self, batches: int) -> list[list[str]]:
+        """What the items of each of the last ``batches`` batches are called.
+
+        Returns:
+            ``id (domain)`` of what has an id, ``row 17 (domain)`` by the index of what has none; a
+            list of items, such as a question's solutions, is named one by one.
+        """
+        first = max(0, self.position - batches)
+        return [
+            [name for i in self.indices(position) for name in _names(self.items[i], i)]
+            for position in range(first, self.position)
+        ]
+
     def _recent(self, batches: int) -> list[int]:
         first = max(0, self.position - batches)
         return [i for position in range(first, self.position) for i in self.indices(position)]
@@ -174,6 +188,22 @@ def _members(count: int, groups: Sequence[Any] | np.ndarray | None) -> list[np.n
     codes = np.fromiter((code[name] for name in groups), np.int64, count)
     order = np.argsort(codes, kind="stable")
     return np.split(order, np.searchsorted(codes[order], np.arange(1, len(names))))
+
+
+def _names(item: Any, index: int) -> list[str]:
+    if isinstance(item, list) and all(hasattr(each, "id") for each in item):
+        return [name for each in item for name in _names(each, index)]
+    name, domain = _entry(item, "id"), _entry(item, "domain")
+    name = f"row {index}" if name is None else name
+    return [name if domain is None else f"{name} ({domain})"]
+
+
+def _entry(item: Any, key: str) -> str | None:
+    """What an item says under a key, as one short line; None where it says nothing."""
+    value = item.get(key) if isinstance(item, Mapping) else getattr(item, key, None)
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    return None if value is None else textwrap.shorten(str(value), 60, placeholder="…")
 
 
 def to_device(batch: Any, device: torch.device | str | None) -> Any:

@@ -16,6 +16,7 @@ from dreamprm.data.adapters.candidates import read_questions
 from dreamprm.data.rows import read_rows
 from dreamprm.data.trajectory import SelectionQuestion, Trajectory
 from dreamprm.errors import UserError, unknown_name
+from dreamprm.writing import whole_file, writing
 
 log = logging.getLogger("dreamprm")
 
@@ -140,24 +141,15 @@ def save_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
     array = path.suffix == ".json"
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(b"[" if array else b"")
-                for number, row in enumerate(rows):
-                    file.write(b",\n" if array and number else b"\n" if array else b"")
-                    file.write(
-                        json.dumps(row, ensure_ascii=False).encode() + (b"" if array else b"\n")
-                    )
-                file.write(b"\n]\n" if array else b"")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    with whole_file(path) as file:
+        file.write(b"[" if array else b"")
+        for number, row in enumerate(rows):
+            file.write(b",\n" if array and number else b"\n" if array else b"")
+            file.write(json.dumps(row, ensure_ascii=False).encode() + (b"" if array else b"\n"))
+        file.write(b"\n]\n" if array else b"")
 
 
 def _save(path: Path, items: Sequence[Trajectory] | Sequence[SelectionQuestion]) -> None:

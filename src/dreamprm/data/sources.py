@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import glob
-import hashlib
-import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from dreamprm.config import DataConfig
-from dreamprm.data.formats import FORMATS, load_questions, load_trajectories
+from dreamprm.data.digests import Contents, data_digests
+from dreamprm.data.formats import FORMATS, Item, load_questions, load_trajectories, with_images
 from dreamprm.data.rows import HUB
 from dreamprm.data.splits import label_steps_by_outcome, shuffled_copy, split_by_question
-from dreamprm.data.stored import open_stored
-from dreamprm.data.synthetic import write_synthetic
+from dreamprm.data.stored import open_stored, stored_contents
+from dreamprm.data.synthetic import Synthetic, draw_synthetic
 from dreamprm.data.table import TrajectoryTable
 from dreamprm.data.trajectory import SelectionQuestion, Trajectory, group_candidates
 from dreamprm.errors import UserError, unknown_name
 from dreamprm.progress import progress_bar
+from dreamprm.run_directory import BUILT_IN
 
 log = logging.getLogger("dreamprm")
 
+TEST_SET = "test set"  # its name among the digests
 STREAM_ABOVE = 2**27  # bytes of training files, which take some five times that as objects
 
 
@@ -37,30 +39,37 @@ class RunData:
         train: may be on disk; the others are small and in memory.
         meta: scored as a whole at every validation.
         test: questions to select from.
-        streamed: whether ``train`` is on disk.
+        stored: what the files of ``train`` hold, where it is on disk.
+        built_in: the domains as they were drawn, where they are the built-in ones.
     """
 
     train: TrajectoryTable
     meta: list[Trajectory]
     test: list[SelectionQuestion]
-    streamed: bool = False
+    stored: Sequence[Contents] = ()
+    built_in: Synthetic | None = None
 
     @property
-    def digest(self) -> str:
-        """Of what the data are: domains, questions and outcomes, in their order."""
-        columns = self.train.columns
-        found = hashlib.sha256(json.dumps([columns.names, self.test_digest]).encode())
-        for column in (columns.domain, columns.question, columns.labelled, columns.outcome):
-            found.update(column.tobytes())
-        for row in self.meta:
-            found.update(json.dumps([row.id, row.question, row.steps, row.outcome]).encode())
-        return found.hexdigest()
+    def streamed(self) -> bool:
+        """Whether ``train`` is on disk."""
+        return bool(self.stored)
 
-    @property
-    def test_digest(self) -> str:
-        """Of the test questions and their order, to know them again."""
-        keys = json.dumps([[q.id, q.question, len(q.candidates)] for q in self.test])
-        return hashlib.sha256(keys.encode("utf-8", "surrogatepass")).hexdigest()
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Of all that the data are, by the name of the part; see ``data_digests``.
+
+        Of data on disk, those of the whole files, of which ``train`` may be a share.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        return data_digests(
+            {
+                "training data": self.stored or [Contents.of(self.train)],
+                "meta set": [Contents.of(self.meta)],
+                TEST_SET: [Contents.of(self.test)],
+            }
+        )
 
     @property
     def domains(self) -> list[str]:
@@ -68,13 +77,15 @@ class RunData:
         return self.train.domains
 
 
-def load_data(config: DataConfig, folder: Path, seed: int) -> RunData:
+def load_data(config: DataConfig, folder: Path, seed: int, redraw: bool = True) -> RunData:
     """Reads, splits and labels the data of a run.
 
     Args:
         config: the data section.
-        folder: the run directory; the built-in domains are written to its ``synthetic`` folder.
+        folder: the run directory; images of the built-in domains are drawn in its ``synthetic``
+            folder, and nothing else is written.
         seed: of the splits and of the built-in domains.
+        redraw: whether images that are there already are replaced where they differ.
 
     Raises:
         UserError: the section names no training data, or a file is wrong.
@@ -83,25 +94,25 @@ def load_data(config: DataConfig, folder: Path, seed: int) -> RunData:
     if synthetic.domains:
         if config.train:
             raise UserError("data.train and data.synthetic.domains are both given; give one")
-        data = folder / "synthetic"
-        write_synthetic(
-            data,
+        drawn = draw_synthetic(
+            folder / BUILT_IN,
             synthetic.domains,
             synthetic.solutions,
             synthetic.meta,
             synthetic.questions,
             synthetic.candidates,
             seed,
+            redraw,
         )
-        train = [
-            row
-            for name in synthetic.domains
-            for row in load_trajectories(data / f"train-{name}.jsonl", images=config.images)
-        ]
+
+        def shown(rows: Iterable[Item]) -> list[Item]:
+            return [with_images(row, row.id, config.images)[0] for row in rows]
+
         return RunData(
-            TrajectoryTable.of(train),
-            load_trajectories(data / "meta.jsonl", images=config.images),
-            load_questions(data / "test.jsonl", images=config.images),
+            TrajectoryTable.of(shown(row for rows in drawn.train.values() for row in rows)),
+            shown(drawn.meta),
+            shown(drawn.test),
+            built_in=drawn,
         )
     if not config.train:
         raise UserError("data.train names no file, and data.synthetic.domains no domain")
@@ -130,7 +141,10 @@ def load_data(config: DataConfig, folder: Path, seed: int) -> RunData:
     test = group_candidates(list(splits.get("test", []))) + [
         question for path in test_paths for question in load_questions(path, images=config.images)
     ]
-    return RunData(table, meta, test, streamed)
+    stored = (
+        [stored_contents(path, config.format, config.images) for path in paths] if streamed else []
+    )
+    return RunData(table, meta, test, stored)
 
 
 def expand(names: Sequence[str], key: str) -> list[Path]:

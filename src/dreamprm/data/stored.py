@@ -18,12 +18,14 @@ import shutil
 import tempfile
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dreamprm.data.digests import Contents, RowsDigest
 from dreamprm.data.formats import find_format, with_images
 from dreamprm.data.json_rows import json_lines, parse_object
 from dreamprm.data.rows import HUB, hub_dataset
@@ -35,6 +37,7 @@ from dreamprm.progress import progress_bar
 log = logging.getLogger("dreamprm")
 
 _ABOUT, _COPY = "about.json", "rows.jsonl"
+_CONTENTS, _IMAGES = "contents.json", "images.json"
 _PLACES = {"offset": np.uint64, "length": np.uint32}
 
 
@@ -59,13 +62,7 @@ def open_stored(path: Path, format: str, images: str) -> TrajectoryTable:
     Raises:
         UserError: as ``load_trajectories``; or the cache cannot be written.
     """
-    name = _digest(os.path.abspath(path), str(path), format, images)
-    index = cache_folder() / "index" / f"{name}-{_digest(*_state(path))}"
-    if not index.is_dir():
-        _make(index, path, format, images)
-        for stale in index.parent.glob(f"{name}-*"):
-            if stale != index:
-                shutil.rmtree(stale, ignore_errors=True)
+    index = _index_of(path, format, images)
     about = json.loads((index / _ABOUT).read_text())
     arrays = {key: np.load(index / f"{key}.npy", mmap_mode="r") for key in (*TYPES, *_PLACES)}
     offset, length = arrays.pop("offset"), arrays.pop("length")
@@ -90,6 +87,29 @@ def open_stored(path: Path, format: str, images: str) -> TrajectoryTable:
         return found if images == "require" else with_images(found, where, images)[0]
 
     return TrajectoryTable(read, Columns(tuple(about["domains"]), **arrays))
+
+
+def stored_contents(path: Path, format: str, images: str) -> Contents:
+    """What a file that ``open_stored`` has opened holds; arguments as there.
+
+    The digests of its images are kept in the index with the size and the times of change of each.
+    """
+    index = _index_of(path, format, images)
+    found = json.loads((index / _CONTENTS).read_text())
+    files = [Path(name) for name in found["images"]]
+    return Contents(found["rows"], found["places"], files, cache=index / _IMAGES)
+
+
+def _index_of(path: Path, format: str, images: str) -> Path:
+    """The folder of a file's index, which is made if need be."""
+    name = _digest(os.path.abspath(path), str(path), format, images)
+    index = cache_folder() / "index" / f"{name}-{_digest(*_state(path))}"
+    if not index.is_dir():
+        _make(index, path, format, images)
+        for stale in index.parent.glob(f"{name}-*"):
+            if stale != index:
+                shutil.rmtree(stale, ignore_errors=True)
+    return index
 
 
 def _make(index: Path, path: Path, format: str, images: str) -> None:
@@ -120,10 +140,13 @@ def _write(folder: Path, path: Path, format: str, images: str) -> dict[str, Any]
     ids = array("Q")
     domains: dict[str, int] = {}
     incomplete = 0
+    contents = RowsDigest()
     lines = _is_lines(path, format)
     places = _lines(path) if lines else _converted(path, format, folder / _COPY)
     with progress_bar(f"index {path.name}", None, "row") as bar:
         for where, offset, length, row in places:
+            # With missing images, which may be there another time.
+            contents.add(replace(row, images=()) if images == "ignore" else row)
             row, missing = with_images(row, where, images)
             incomplete += bool(missing)
             ids.append(int.from_bytes(hashlib.blake2b(row.id.encode(), digest_size=8).digest()))
@@ -136,6 +159,9 @@ def _write(folder: Path, path: Path, format: str, images: str) -> dict[str, Any]
     _refuse_doubles(np.frombuffer(ids, np.uint64), path, format)
     for key, kind in kinds:
         np.save(folder / f"{key}.npy", np.frombuffer(columns[key], kind))
+    found = contents.contents()
+    about = {"rows": found.rows, "places": found.places, "images": list(map(str, found.images))}
+    (folder / _CONTENTS).write_text(json.dumps(about))
     return {
         "path": str(path),
         "lines": lines,

@@ -7,8 +7,9 @@ image tells. Written in the canonical format, so that a run on them reads files 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw
 from dreamprm.data.formats import save_questions, save_trajectories
 from dreamprm.data.trajectory import Candidate, SelectionQuestion, Trajectory
 from dreamprm.errors import UserError, unknown_name
+from dreamprm.writing import whole_file, writing
 
 COLOURS = {
     "red": (214, 39, 40),
@@ -45,6 +47,36 @@ HARMFUL = ("random", "wrong_images", "inverted")
 Scene = tuple[str, str, str, str]
 
 
+@dataclass(frozen=True)
+class Synthetic:
+    """The built-in domains.
+
+    Attributes:
+        train: the solutions of every domain, by its name.
+        meta: the clean meta set.
+        test: questions to select from.
+    """
+
+    train: dict[str, list[Trajectory]]
+    meta: list[Trajectory]
+    test: list[SelectionQuestion]
+
+    def save(self, folder: Path) -> None:
+        """Writes ``train-<domain>.jsonl``, ``meta.jsonl`` and ``test.jsonl``; no others stay.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        files = {f"train-{name}.jsonl": rows for name, rows in self.train.items()}
+        files["meta.jsonl"] = self.meta
+        for name, rows in files.items():
+            save_trajectories(folder / name, rows)
+        save_questions(folder / "test.jsonl", self.test)
+        for path in folder.glob("*.jsonl"):
+            if path.name not in {*files, "test.jsonl"}:
+                path.unlink()
+
+
 def write_synthetic(
     folder: Path,
     domains: Mapping[str, str],
@@ -54,47 +86,65 @@ def write_synthetic(
     candidates: int,
     seed: int,
 ) -> None:
-    """Writes ``train-<domain>.jsonl``, ``meta.jsonl``, ``test.jsonl`` and ``images/``.
+    """Draws the built-in domains and saves them; see :func:`draw_synthetic`."""
+    draw_synthetic(folder, domains, solutions, meta, questions, candidates, seed).save(folder)
+
+
+def draw_synthetic(
+    folder: Path,
+    domains: Mapping[str, str],
+    solutions: int,
+    meta: int,
+    questions: int,
+    candidates: int,
+    seed: int,
+    redraw: bool = True,
+) -> Synthetic:
+    """Draws the built-in domains, and writes their images to ``images/``.
+
+    An image is named by what is in it, so that those of other domains that are there stay right.
 
     Args:
-        folder: where to write.
+        folder: of ``images/``.
         domains: the quality (a key of ``QUALITIES``) of each domain, by its name.
         solutions: per domain.
         meta: solutions of the clean meta set, with an outcome each and no step labels.
         questions: test questions.
         candidates: solutions to choose from per test question.
         seed: all is a function of it.
+        redraw: whether images that are there are replaced where they differ.
 
     Raises:
-        UserError: a quality is not known.
+        UserError: a quality is not known, or an image cannot be written.
     """
     for quality in domains.values():
         if quality not in QUALITIES:
             raise UserError(unknown_name("quality of a synthetic domain", quality, QUALITIES))
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    images = _Images(folder / "images", redraw)
+    train = {}
     for number, (name, quality) in enumerate(domains.items()):
         rng = np.random.default_rng((seed, 0, number))
-        rows = _domain(name, quality, solutions, folder, rng)
-        save_trajectories(folder / f"train-{name}.jsonl", rows)
+        train[name] = _domain(name, quality, solutions, images, rng)
     rng = np.random.default_rng((seed, 1))
-    rows = [_solution(f"meta-{i}", "meta", _scene(rng), folder, rng) for i in range(meta)]
-    save_trajectories(folder / "meta.jsonl", [replace(row, step_labels=None) for row in rows])
+    rows = [_solution(f"meta-{i}", "meta", _scene(rng), images, rng) for i in range(meta)]
     rng = np.random.default_rng((seed, 2))
-    save_questions(
-        folder / "test.jsonl", [_question(i, candidates, folder, rng) for i in range(questions)]
+    return Synthetic(
+        train,
+        [replace(row, step_labels=None) for row in rows],
+        [_question(i, candidates, images, rng) for i in range(questions)],
     )
 
 
 def _domain(
-    name: str, quality: str, count: int, folder: Path, rng: np.random.Generator
+    name: str, quality: str, count: int, images: _Images, rng: np.random.Generator
 ) -> list[Trajectory]:
     easy = quality == "easy"
     rows = [
-        _solution(f"{name}-{i}", name, _scene(rng, uniform=easy), folder, rng, hint=easy)
+        _solution(f"{name}-{i}", name, _scene(rng, uniform=easy), images, rng, hint=easy)
         for i in range(count)
     ]
     if quality == "wrong_images":
-        return [replace(row, images=(_draw(_scene(rng), folder),)) for row in rows]
+        return [replace(row, images=(images.of(_scene(rng)),)) for row in rows]
     labels = np.array([row.step_labels for row in rows], dtype=float)
     if quality == "random":
         labels = rng.permutation(labels)
@@ -107,14 +157,14 @@ def _domain(
 
 
 def _question(
-    number: int, candidates: int, folder: Path, rng: np.random.Generator
+    number: int, candidates: int, images: _Images, rng: np.random.Generator
 ) -> SelectionQuestion:
     scene = _scene(rng)
-    rows = [_solution("", "test", scene, folder, rng) for _ in range(candidates)]
+    rows = [_solution("", "test", scene, images, rng) for _ in range(candidates)]
     return SelectionQuestion(
         id=f"test-{number}",
         question=QUESTION,
-        images=(_draw(scene, folder),),
+        images=(images.of(scene),),
         answer=" ".join(scene),
         candidates=tuple(
             Candidate(
@@ -133,7 +183,7 @@ def _solution(
     id: str,
     domain: str,
     scene: Scene,
-    folder: Path,
+    images: _Images,
     rng: np.random.Generator,
     hint: bool = False,
 ) -> Trajectory:
@@ -149,7 +199,7 @@ def _solution(
         domain=domain,
         question=f"Every square is {scene[0]}. {QUESTION}" if hint else QUESTION,
         steps=steps,
-        images=(_draw(scene, folder),),
+        images=(images.of(scene),),
         outcome=tuple(named) == scene,
         answer=" ".join(named),
     )
@@ -175,15 +225,33 @@ def _scene(rng: np.random.Generator, uniform: bool = False) -> Scene:
     return a, b, c, d
 
 
-def _draw(scene: Scene, folder: Path) -> Path:
-    """The image file of a scene, drawn the first time it is asked for."""
-    path = folder / "images" / ("-".join(scene) + ".png")
-    if not path.exists():
-        image = Image.new("RGB", (2 * CELL, 2 * CELL))
-        pen = ImageDraw.Draw(image)
-        for place, colour in enumerate(scene):
-            x, y = place % 2 * CELL, place // 2 * CELL
-            pen.rectangle((x, y, x + CELL - 1, y + CELL - 1), fill=COLOURS[colour])
-            pen.text((x + 9, y + 4), str(place + 1), fill=(128, 128, 128), font_size=18)
-        image.save(path)
-    return path
+class _Images:
+    """The image file of every scene, drawn the first time it is asked for."""
+
+    def __init__(self, folder: Path, redraw: bool) -> None:
+        self._folder, self._redraw = folder, redraw
+        self._drawn: set[Scene] = set()
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def of(self, scene: Scene) -> Path:
+        """The file."""
+        path = self._folder / ("-".join(scene) + ".png")
+        if scene not in self._drawn and (self._redraw or not path.is_file()):
+            content = io.BytesIO()
+            _draw(scene).save(content, "PNG")
+            if not path.is_file() or path.read_bytes() != content.getvalue():
+                with whole_file(path, sync=False) as file:
+                    file.write(content.getvalue())
+        self._drawn.add(scene)
+        return path
+
+
+def _draw(scene: Scene) -> Image.Image:
+    image = Image.new("RGB", (2 * CELL, 2 * CELL))
+    pen = ImageDraw.Draw(image)
+    for place, colour in enumerate(scene):
+        x, y = place % 2 * CELL, place // 2 * CELL
+        pen.rectangle((x, y, x + CELL - 1, y + CELL - 1), fill=COLOURS[colour])
+        pen.text((x + 9, y + 4), str(place + 1), fill=(128, 128, 128), font_size=18)
+    return image

@@ -1,10 +1,14 @@
-"""Forward-mode rules for what torch 2.13 cannot differentiate so, or only wastefully.
+"""Rules for what torch 2.13 differentiates wrongly, not at all, or only wastefully.
 
 ``linear`` multiplies by zeros where the weight or the input has no tangent (a third of all
 operations with LoRA), and attention keeps more score matrices alive than it needs: both are written
 out where no gradient is asked for. Where one is, its graph must see the tangents, and torch's own
 rules hold, but for two backwards: ``silu_backward`` has no forward mode, and that of
 ``masked_scatter``, by which image features get among token embeddings, fails on shapes.
+
+Silently wrong in torch are: the second derivative of ``weight_norm``, whose backward pass takes
+the norms for constants; the tangents of ``cholesky_inverse`` and ``triangular_solve``; and those of
+``scatter_reduce`` by products, which are dropped.
 """
 
 from __future__ import annotations
@@ -101,6 +105,27 @@ def _attention(
     return _dual(shares @ v, parts)
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _cholesky_inverse(factor: Tensor, upper: bool = False) -> Tensor:
+    one = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    return torch.cholesky_solve(one.expand_as(factor), factor, upper)
+
+
+def _scatter_reduce(
+    x: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    if reduce == "prod":
+        raise NotImplementedError("dropped by scatter_reduce with products")
+    return x.scatter_reduce(dim, index, src, reduce, include_self=include_self)
+
+
+def _triangular_solve(*args: Any, **kwargs: Any) -> Tensor:
+    raise NotImplementedError("wrong of triangular_solve: take torch.linalg.solve_triangular")
+
+
 def _dual(value: Tensor, parts: list[Tensor]) -> Tensor:
     """The value with the sum of the parts as its tangent."""
     if not parts:
@@ -109,15 +134,10 @@ def _dual(value: Tensor, parts: list[Tensor]) -> Tensor:
     return forward_ad.make_dual(value, tangent)
 
 
-class ForwardRules(TorchFunctionMode):
-    """Puts these rules in the places of torch's."""
+class _Rules(TorchFunctionMode):
+    """Puts rules in the places of torch's."""
 
-    RULES: ClassVar[dict[Callable[..., Any], Callable[..., Tensor]]] = {
-        silu: _silu,
-        linear: _linear,
-        scaled_dot_product_attention: _attention,
-        Tensor.masked_scatter: _masked_scatter,
-    }
+    RULES: ClassVar[dict[Callable[..., Any], Callable[..., Tensor]]]
 
     def __torch_function__(
         self,
@@ -127,3 +147,27 @@ class ForwardRules(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         return self.RULES.get(func, func)(*args, **(kwargs or {}))
+
+
+class ReverseRules(_Rules):
+    """For gradients of gradients."""
+
+    RULES: ClassVar = {torch._weight_norm: _weight_norm}
+
+
+class ForwardRules(_Rules):
+    """For tangents, also of gradients."""
+
+    RULES: ClassVar = ReverseRules.RULES | {
+        silu: _silu,
+        linear: _linear,
+        scaled_dot_product_attention: _attention,
+        Tensor.masked_scatter: _masked_scatter,
+        torch.masked_scatter: _masked_scatter,
+        torch.cholesky_inverse: _cholesky_inverse,
+        Tensor.cholesky_inverse: _cholesky_inverse,
+        torch.triangular_solve: _triangular_solve,
+        Tensor.triangular_solve: _triangular_solve,
+        torch.scatter_reduce: _scatter_reduce,
+        Tensor.scatter_reduce: _scatter_reduce,
+    }

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dreamprm.errors import UserError
+from dreamprm.hypergradients.checkpointing import recomputing_alike
 from dreamprm.hypergradients.interface import (
     OPTIMIZER,
     STEPS,
@@ -104,6 +105,7 @@ def evaluate(
     Returns:
         the point, ∂M/∂α there and v = ∇_φ M there.
     """
+    upper_loss, lower_loss = map(recomputing_alike, (upper_loss, lower_loss))
     phi = [p.detach().requires_grad_() for p in lower]
     alpha = [a.detach().requires_grad_() for a in upper]
     steps: list[LowerStep] = []

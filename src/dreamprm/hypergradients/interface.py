@@ -32,6 +32,8 @@ class LowerStep:
         gradient: g = ∇_φ L, not clipped yet; None where nobody has it.
         lower: φ.
         loss: L of this step's batch, drawing this step's random numbers.
+        adjoint: what M changes by φ in other ways than through the steps from here on; None for
+            nothing.
     """
 
     rules: Sequence[Rule]
@@ -40,6 +42,7 @@ class LowerStep:
     gradient: Tensors | None = None
     lower: Tensors | None = None
     loss: Loss | None = None
+    adjoint: Tensors | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -26,8 +27,9 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dreamprm.errors import UserError, need_positive, need_whole
-from dreamprm.hypergradients.forward_rules import ForwardRules
+from dreamprm.hypergradients.forward_rules import ForwardRules, ReverseRules
 from dreamprm.hypergradients.interface import Loss
+from dreamprm.hypergradients.nodes import keeping_tangents, need_second_derivatives
 from dreamprm.hypergradients.precision import Precision, PrecisionWarning
 from dreamprm.hypergradients.solvers import Tensors, norm, squares
 
@@ -66,9 +68,12 @@ class DoubleBackward:
     def __init__(self, loss: Loss, lower: Tensors, upper: Tensors) -> None:
         self.lower, self.upper = _leaves(lower), _leaves(upper)
         with sdpa_kernel(SDPBackend.MATH):
-            value = _scalar(loss(self.lower, self.upper))
+            with ReverseRules():
+                value = _scalar(loss(self.lower, self.upper))
             _refuse_independence(value, self.upper)
-            self.gradient = _grad(value, self.lower, create_graph=True)
+            with _refusing("double backward", "forward"):
+                need_second_derivatives(value)
+                self.gradient = _grad(value, self.lower, create_graph=True)
 
     def hvp(self, q: Tensors) -> Tensors:
         """(∂²L/∂φ²) q, by the gradient of ∇_φ L · q."""
@@ -83,7 +88,7 @@ class DoubleBackward:
         if not parts:
             return [torch.zeros_like(x) for x in inputs]
         gradients, vectors = zip(*parts, strict=True)
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _refusing("double backward", "forward"):
             return _grad(gradients, inputs, grad_outputs=vectors, retain_graph=True)
 
 
@@ -103,7 +108,7 @@ class ForwardMode:
     requires: ClassVar[str] = "forward-mode AD"
 
     def __init__(self, loss: Loss, lower: Tensors, upper: Tensors) -> None:
-        self.loss = loss
+        self.loss = keeping_tangents(loss)
         self.lower, self.upper = lower, upper
 
     def hvp(self, q: Tensors) -> Tensors:
@@ -139,6 +144,20 @@ def _tangents(
     return [
         torch.zeros_like(p) if t is None else t.detach() for p, t in zip(like, found, strict=True)
     ]
+
+
+@contextmanager
+def _refusing(what: str, other: str) -> Iterator[None]:
+    """Says of derivatives that torch does not have which product to name instead."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "not implemented" not in str(error):
+            raise
+        raise UserError(
+            f"{what} does not work for this lower loss ({error}): "
+            f"name another product, solver+{other} or solver+finite_difference"
+        ) from error
 
 
 class FiniteDifference:

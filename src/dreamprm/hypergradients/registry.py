@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from dreamprm.errors import UserError, unknown_name
+from dreamprm.hypergradients.finite import is_finite
 from dreamprm.hypergradients.implicit import ImplicitMethod
 from dreamprm.hypergradients.interface import UPPER_LOSS, DirectMethod, Method, Point
 from dreamprm.hypergradients.penalty import f2sa
@@ -97,7 +98,7 @@ def indirect_gradient(
             what the point does not have, or the lower loss does not depend on α.
         FloatingPointError: the result is not finite.
     """
-    if not all(bool(v.isfinite().all()) for v in vector):
+    if not is_finite(vector):
         raise UserError(
             f"hypergradient method {method.name!r} got a v that is not finite: "
             "the gradient of the upper loss with respect to φ has a NaN or an infinity"
@@ -114,7 +115,7 @@ def indirect_gradient(
             f"hypergradient method {method.name!r} gave tensors of shapes {shapes}, "
             f"expected those of the upper parameters, {expected}"
         )
-    if not all(bool(g.isfinite().all()) for g in found):
+    if not is_finite(found):
         given = ", ".join(f"{k}={v}" for k, v in (method.options | dict(options)).items())
         raise FloatingPointError(
             f"the hypergradient of method {method.name!r} ({given or 'no options'}) is not finite"

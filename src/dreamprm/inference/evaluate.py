@@ -19,9 +19,9 @@ from dreamprm.inference.examples import example_mistakes, example_solutions
 from dreamprm.inference.held_out import DataSet, held_out_set, selection_file, steps_file
 from dreamprm.inference.scoring import find_model
 from dreamprm.inference.significance import CONFIDENCE
-from dreamprm.journal import write_whole
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.scoring_batches import MAX_TOKENS
+from dreamprm.writing import write_whole
 
 SCHEMA = "dreamprm-evaluation-1"
 TOTAL = "total"

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamprm.data.trajectory import SelectionQuestion
+from dreamprm.errors import UserError
 from dreamprm.inference.aggregation import AGGREGATIONS, VOTE, aggregate, probabilities
 from dreamprm.inference.best_of_n import (
     expected_best,
@@ -65,9 +66,11 @@ def evaluate_picks(
         ``n``, ``baselines``, ``models``, ``comparisons`` and ``picks``; see docs/evaluation.md.
 
     Raises:
-        UserError: there is no such aggregation.
+        UserError: there are no questions, or there is no such aggregation.
         FloatingPointError: a logit is no number.
     """
+    if not questions:
+        raise UserError("there are no questions to pick candidates of")
     ns = sizes(max(len(question.candidates) for question in questions))
     right = [correctness(question) for question in questions]
     voted = has_answers(questions)

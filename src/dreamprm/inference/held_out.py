@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamprm.config import load_config
+from dreamprm.data.digests import Contents, data_digests
 from dreamprm.data.formats import load_questions, load_trajectories
-from dreamprm.data.sources import load_data
+from dreamprm.data.sources import TEST_SET, load_data
 from dreamprm.data.trajectory import SelectionQuestion, Trajectory, group_candidates
 from dreamprm.errors import UserError
 from dreamprm.inference.selecting import holds_candidates
-
-CONFIG_FILE, SUMMARY_FILE = "config.yaml", "summary.json"
+from dreamprm.run_directory import BUILT_IN, CONFIG_FILE, SUMMARY_FILE
 
 
 @dataclass(frozen=True)
@@ -80,23 +80,27 @@ def held_out_set(run: str, images: str = "require") -> DataSet:
             f"{run} holds no {CONFIG_FILE}, its test set is not known: give --selection or --steps"
         )
     config = load_config(str(folder / CONFIG_FILE), [])
-    if images != "require":
+    as_trained = images in ("require", config.data.images)
+    if not as_trained:
         config.data.images = images
     if config.data.synthetic.domains:
-        # As it was written when the run began; load_data would write it anew.
-        questions = load_questions(folder / "synthetic" / "test.jsonl", images=config.data.images)
+        # As it was written when the run began; load_data would draw it anew.
+        questions = load_questions(folder / BUILT_IN / "test.jsonl", images=config.data.images)
     else:
-        data = load_data(config.data, folder, config.seed)
-        questions = data.test
-        summary = folder / SUMMARY_FILE
-        known = json.loads(summary.read_text()).get("test_digest") if summary.is_file() else None
-        if known is not None and known != data.test_digest:
-            raise UserError(
-                f"the data of {run} have changed since it was trained, so that its test set is not "
-                "known: give --selection or --steps"
-            )
+        questions = load_data(config.data, folder, config.seed).test
     if not questions:
         raise UserError(f"{run} has no test set: give --selection or --steps")
+    summary = folder / SUMMARY_FILE
+    known = json.loads(summary.read_text()).get("data", {}) if summary.is_file() else {}
+    found = data_digests({TEST_SET: [Contents.of(questions)]} if known else {})
+    changed = [name for name in found if known[name] != found[name]]
+    if not as_trained:  # other images are what was asked for
+        changed = [name for name in changed if name == TEST_SET]
+    if changed:
+        raise UserError(
+            f"the data of {run} have changed since it was trained ({', '.join(changed)}), so that "
+            "its test set is not known: give --selection or --steps"
+        )
     return DataSet("test", run, questions, _rows(questions))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ from dreamprm.models.shared_prefix import (
     last_hidden_state,
 )
 from dreamprm.progress import progress_bar
+from dreamprm.writing import whole_folder
 
 log = logging.getLogger("dreamprm")
 
@@ -192,9 +194,17 @@ class ProcessRewardModel(nn.Module):
             self.train(was_training)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes backbone, tokenizer, image processor and readout into one folder, safetensors."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Writes backbone, tokenizer, image processor and readout into one folder, safetensors.
+
+        A folder that holds a reward model holds a whole one: its settings come last.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        with whole_folder(folder, last=SETTINGS_FILE) as partial, _rust_errors(folder):
+            self._save(partial)
+
+    def _save(self, folder: Path) -> None:
         backbone: Any = self.backbone
         base = save_backbone(backbone, self.adapter, folder)
         self.tokenizer.save_pretrained(folder)
@@ -271,6 +281,17 @@ class ProcessRewardModel(nn.Module):
         elif any(True for _ in model.readout.parameters()):
             log.warning("%s has no readout yet: every score is 0.5 until it is trained", path)
         return model
+
+
+@contextmanager
+def _rust_errors(folder: str | Path) -> Iterator[None]:
+    """safetensors and tokenizers raise what the disk refuses as exceptions of their own."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or "os error" not in str(error).lower():
+            raise
+        raise UserError(f"cannot write {folder}: {error}") from error
 
 
 def add_step_marker(backbone: Any, tokenizer: Any, marker: str) -> None:

@@ -9,7 +9,6 @@ import base64
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from dreamprm.data.rows import need, read_rows
 from dreamprm.data.trajectory import SelectionQuestion
 from dreamprm.errors import UserError
 from dreamprm.inference.aggregation import aggregate
+from dreamprm.writing import write_whole
 
-EXAMPLES_FILE = "examples.jsonl"
 OF_EACH_KIND = 3  # right picks and wrong ones
 QUESTION_LENGTH, STEP_LENGTH, STEPS, IMAGES = 1500, 800, 40, 2
 IMAGE_SIDE = 320  # pixels of its longer side
@@ -107,9 +106,7 @@ def choose_examples(
 
 def save_examples(path: Path, examples: Sequence[Example]) -> None:
     """Writes JSON Lines, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(asdict(example)) + "\n" for example in examples))
-    os.replace(partial, path)
+    write_whole(path, [json.dumps(asdict(example)) for example in examples])
 
 
 def read_examples(path: Path) -> list[Example]:

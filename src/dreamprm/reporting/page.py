@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ from dreamprm.reporting.repeat import repeat_section
 from dreamprm.reporting.run import Run, read_run
 from dreamprm.reporting.text import printable, shortened
 from dreamprm.reporting.training import training_section, weights_section
+from dreamprm.run_directory import REPORT_FILE
+from dreamprm.writing import write_whole, writing
 
-REPORT_FILE, COMPARISON_FILE = "report.html", "comparison.html"
+COMPARISON_FILE = "comparison.html"
 CELL_LENGTH = 120  # of a text in a table
 _MARK = '<meta name="generator" content="dreamprm report">'
 
@@ -108,10 +109,6 @@ def _write(path: Path, page: str) -> None:
         raise UserError(f"{path} is a folder, expected a file for the report")
     if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
         raise UserError(f"{path} is there and is no report: choose another file by --out")
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    os.replace(partial, path)
+    write_whole(path, [page])

@@ -12,8 +12,16 @@ import yaml
 
 from dreamprm.errors import UserError
 from dreamprm.reporting.evaluation import EVALUATION_FILE, Evaluation, read_evaluation
-from dreamprm.reporting.examples import EXAMPLES_FILE, Example, read_examples
-from dreamprm.training.metrics import METRICS_FILE, read_metrics
+from dreamprm.reporting.examples import Example, read_examples
+from dreamprm.run_directory import (
+    BASELINE,
+    CONFIG_FILE,
+    EXAMPLES_FILE,
+    METRICS_FILE,
+    SUMMARY_FILE,
+    WEIGHTS_FILE,
+)
+from dreamprm.training.metrics import read_metrics
 
 Found = TypeVar("Found")
 
@@ -80,27 +88,27 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> Run:
         raise UserError(f"there is no run directory {folder}")
     if not (folder / METRICS_FILE).is_file():
         raise UserError(f"{folder} is no run directory: it has no {METRICS_FILE}")
-    summary = _optional(folder / "summary.json", _read_object) or {}
+    summary = _optional(folder / SUMMARY_FILE, _read_object) or {}
     for key in ("runs", "weights", "qualities"):
         if not isinstance(summary.get(key, {}), dict):
-            raise UserError(f"{folder / 'summary.json'}: {key} is no object")
-    weights = _optional(folder / "weights.json", _read_object) or {}
+            raise UserError(f"{folder / SUMMARY_FILE}: {key} is no object")
+    weights = _optional(folder / WEIGHTS_FILE, _read_object) or {}
     for name, value in weights.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(
-                f"{folder / 'weights.json'}: the weight of {name!r} is {value!r}, expected a number"
+                f"{folder / WEIGHTS_FILE}: the weight of {name!r} is {value!r}, expected a number"
             )
     metrics = read_metrics(folder)
     if not weights:  # the run is under way
         start = "weights/"
         last = next((r for r in reversed(metrics) if any(k.startswith(start) for k in r)), {})
         weights = {k.removeprefix(start): v for k, v in last.items() if k.startswith(start)}
-    config_text = _optional(folder / "config.yaml", _read_text) or ""
+    config_text = _optional(folder / CONFIG_FILE, _read_text) or ""
     return Run(
         folder=folder,
         metrics=metrics,
-        baseline=read_metrics(folder / "uniform"),
-        config=_config(config_text, folder / "config.yaml"),
+        baseline=read_metrics(folder / BASELINE),
+        config=_config(config_text, folder / CONFIG_FILE),
         config_text=config_text,
         summary=summary,
         weights=weights,

@@ -1,33 +1,64 @@
-"""Checkpoints: a folder ``step-N`` each, written whole or not at all."""
+"""Checkpoints: a folder ``step-N`` each, written whole or not at all, and known to be whole."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+import xxhash
 
-STATE_FILE = "state.pt"
+from dreamprm.errors import UserError
+
+log = logging.getLogger("dreamprm")
+
+STATE_FILE, ABOUT_FILE = "state.pt", "checkpoint.json"
+FORMAT = 1  # of the state too: raised whenever what a problem or an engine saves changes
+OTHER_FORMAT = "is of format {found}, written by another version of dreamprm; this one reads {own}"
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Writes ``folder/step-N/state.pt`` and removes all but the ``keep`` newest checkpoints.
+    """Writes ``folder/step-N`` and removes all but the ``keep`` newest checkpoints up to it.
 
-    The checkpoint is written beside its place and moved there when it is complete, so that one
-    that is found is always whole.
+    Those of later steps go too: this run went on from before them. The checkpoint is written
+    beside its place, flushed to disk and moved there, so that at every moment the one or the other
+    is there whole.
+
+    Raises:
+        UserError: it cannot be written; what was there stays.
     """
-    target = folder / f"step-{step}"
-    partial = folder / f".step-{step}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    torch.save(state, partial / STATE_FILE)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
-    for old in checkpoint_steps(folder)[:-keep]:
-        shutil.rmtree(folder / f"step-{old}")
+    target, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
+    try:
+        _restore_replaced(folder)
+        for left in folder.glob(".step-*.partial"):
+            shutil.rmtree(left)
+        partial.mkdir(parents=True)
+        about = {"format": FORMAT, "step": step, **_write_state(partial / STATE_FILE, state)}
+        about["of_this"] = _digest_of(about)
+        _write(partial / ABOUT_FILE, lambda file: file.write(json.dumps(about).encode() + b"\n"))
+        _flush(partial)
+        replaced = folder / f".step-{step}.replaced"
+        if target.exists():
+            os.replace(target, replaced)
+        os.replace(partial, target)
+        _flush(folder)
+        _flush(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+        steps = checkpoint_steps(folder)
+        kept = [each for each in steps if each <= step][-keep:]
+        for old in set(steps) - set(kept):
+            shutil.rmtree(folder / f"step-{old}")
+    except OSError as error:
+        raise UserError(f"cannot write checkpoint {target}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -40,11 +71,136 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def load_latest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The state of the newest checkpoint, on the CPU; None where there is none."""
-    steps = checkpoint_steps(folder)
-    if not steps:
-        return None
-    # weights_only: nothing in the file is executed.
-    return torch.load(
-        folder / f"step-{steps[-1]}" / STATE_FILE, map_location="cpu", weights_only=True
-    )
+    """The state of the newest checkpoint that is whole, on the CPU; None where there is none.
+
+    One that is damaged is named in a warning, and the one before it taken.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole, or the newest that is whole is of
+            another format.
+    """
+    try:
+        _restore_replaced(folder)
+        steps = checkpoint_steps(folder)
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from error
+    damaged: list[str] = []
+    for step in reversed(steps):
+        path = folder / f"step-{step}"
+        try:
+            damage = _damage(path, step)
+        except OSError as error:
+            damage = f"cannot be read: {error.strerror}"
+        if damage is None:
+            for line in damaged:
+                log.warning("checkpoint %s: the one before it is taken", line)
+            # weights_only: nothing in the file is executed.
+            return torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
+        damaged.append(f"{path} {damage}")
+    if damaged:
+        raise UserError(f"no checkpoint is whole, start the run anew: {'; '.join(damaged)}")
+    return None
+
+
+def _damage(path: Path, step: int) -> str | None:
+    """What is wrong with a checkpoint; None where it is whole.
+
+    Raises:
+        UserError: it is whole, but of another format.
+    """
+    if not (path / ABOUT_FILE).is_file():
+        return f"has no {ABOUT_FILE} (versions of dreamprm before this format wrote none)"
+    try:
+        about = json.loads((path / ABOUT_FILE).read_bytes())
+        own = about.pop("of_this")
+    except (ValueError, LookupError, AttributeError, TypeError):
+        return f"has a damaged {ABOUT_FILE}"
+    if own != _digest_of(about):
+        return f"has a damaged {ABOUT_FILE}"
+    if about["format"] != FORMAT:
+        raise UserError(
+            f"checkpoint {path} {OTHER_FORMAT.format(found=about['format'], own=FORMAT)}"
+        )
+    if about["step"] != step:
+        return f"is of step {about['step']}"
+    if not (path / STATE_FILE).is_file():
+        return f"has no {STATE_FILE}"
+    size = (path / STATE_FILE).stat().st_size
+    if size != about["bytes"]:
+        return f"has a {STATE_FILE} of {size:,} bytes, expected {about['bytes']:,}"
+    with (path / STATE_FILE).open("rb") as file:
+        if hashlib.file_digest(file, xxhash.xxh3_128).hexdigest() != about["xxh3_128"]:
+            return f"has a {STATE_FILE} that is not what was written"
+    return None
+
+
+class _Summed:
+    """A file that sums up what is written to it, and keeps an error that torch replaces."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.sum, self.size = xxhash.xxh3_128(), 0
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        self.sum.update(data)
+        self.size += len(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Writes a state; gives its size and its sum."""
+
+    def save(file: BinaryIO) -> dict[str, Any]:
+        summed = _Summed(file)
+        try:
+            torch.save(state, summed)  # type: ignore[arg-type]
+        except RuntimeError:
+            # torch closes the archive after a failed write, and fails at that.
+            if summed.error is not None:
+                raise summed.error from None
+            raise
+        return {"bytes": summed.size, "xxh3_128": summed.sum.hexdigest()}
+
+    return _write(path, save)
+
+
+def _write(path: Path, write: Callable[[BinaryIO], Any]) -> Any:
+    """Writes a file through to the disk."""
+    with path.open("wb") as file:
+        found = write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    return found
+
+
+def _flush(folder: Path) -> None:
+    """Flushes the names in a folder to the disk, where the system does that."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _restore_replaced(folder: Path) -> None:
+    """Puts back what a killed run moved out of the way and did not replace."""
+    for path in folder.glob(".step-*.replaced"):
+        target = folder / path.name.removeprefix(".").removesuffix(".replaced")
+        if target.exists():
+            shutil.rmtree(path)
+        else:
+            os.replace(path, target)
+
+
+def _digest_of(about: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(about, sort_keys=True).encode())
