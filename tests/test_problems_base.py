@@ -374,7 +374,7 @@ def test_a_hessian_that_lacks_a_lower_response_is_refused() -> None:
             optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
         )
 
-    for type, refused in (("cg", True), ("f2sa", True), ("t1t2", False)):
+    for type, refused in (("cg", True), ("f2sa", True), ("t1t2", False), ("sama", False)):
         top, middle, bottom = (
             problem("top", "t1t2"),
             problem("middle", type),
