@@ -281,7 +281,7 @@ def _run_all(
             (trees[tree] / _place(placed, fault.file)).write_text(source)
             free.append(tree)
             result, text = verdict(status), (folder / f"{tree}.log").read_text()
-            by = re.search(r"^FAILED (tests/\S+?)(?: - |$)", text, re.MULTILINE)
+            by = re.search(r"^FAILED (tests/.+?)(?: - |$)", text, re.MULTILINE)
             if result != "killed":
                 bar.write(f"{result}: {fault}")
             if result == "broken":

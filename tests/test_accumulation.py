@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError
 from dreamprm.problems.config import ProblemConfig
+from dreamprm.problems.micro_batches import mean_stats
 from tests.toy import Regression, Weighting, toy
 
 
@@ -114,6 +115,11 @@ def test_logged_numbers_are_means_over_the_micro_batches() -> None:
             batch_sizes=(16 // micro_batches, 16),
         ).run()
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+def test_numbers_of_micro_batches_count_by_their_shares() -> None:
+    stats = [{"loss": 1.0, "note": "a"}, {"loss": torch.tensor(3.0), "note": "b"}]
+    assert mean_stats(stats, [0.25, 0.75]) == {"loss": 2.5, "note": "b"}
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])

@@ -287,6 +287,12 @@ def test_the_order_of_the_meta_set_is_a_function_of_the_seed(loss: str) -> None:
         assert batches[0] != batches[1]
 
 
+def test_a_loss_of_each_solution_alone_draws_from_the_whole_meta_set() -> None:
+    rows = [solution(i, f"q{i // 4}", i % 8 == 0) for i in range(40)]
+    stream = iter(meta_batches(rows, "aggregation_mse", 1, list, 0))  # type: ignore[arg-type]
+    assert sorted(int(next(stream)[0].id) for _ in range(40)) == list(range(40))
+
+
 def test_a_meta_set_of_one_outcome_is_named(caplog: pytest.LogCaptureFixture) -> None:
     for outcome, word in ((True, "right"), (False, "wrong")):
         rows = [solution(i, f"q{i}", outcome) for i in range(4)]

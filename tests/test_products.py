@@ -191,6 +191,27 @@ def test_under_bf16_autocast_forward_mode_is_the_closer_one() -> None:
     assert relative_error(found, exact) > 4 * error["t1t2"]
 
 
+@pytest.mark.parametrize("product", EXACT)
+def test_where_a_gradient_is_constant_its_derivatives_are_zero(product: str) -> None:
+    """torch then gives no graph or no tangent for it."""
+    phi = [torch.tensor([0.5, 2.0]), torch.tensor([3.0])]
+    alpha = [torch.tensor([2.0])]
+
+    def upper(p: list[Tensor], a: list[Tensor]) -> Tensor:
+        return p[0].sum() + p[1].sum()
+
+    def linear_in_one(p: list[Tensor], a: list[Tensor]) -> Tensor:
+        return (a[0] * p[0].square()).sum() + 4 * p[1].sum()
+
+    def apart(p: list[Tensor], a: list[Tensor]) -> Tensor:
+        return 4 * p[0].sum() + p[1].sum() + a[0].square().sum()
+
+    (found,) = hypergradient(f"identity+{product}", upper, linear_in_one, phi, alpha)
+    assert torch.equal(found, -2 * phi[0].sum().reshape(1))
+    (found,) = hypergradient(f"neumann+{product}", upper, apart, phi, alpha, iterations=1)
+    assert torch.equal(found, torch.zeros(1))
+
+
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_away_from_the_optimum_every_method_is_what_it_says(product: str) -> None:
     """At a φ where ∇_φ L is large, α in the middle of the network, against dense matrices."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError
 from dreamprm.hypergradients.precision import PrecisionWarning
+from dreamprm.problems.fidelity import is_due
 from dreamprm.problems.history import next_step
 from tests.toy import Regression, Weighting, toy
 
@@ -240,3 +241,36 @@ def test_a_comparison_with_the_exact_product_changes_no_run(method: str) -> None
         engine.run()
         runs.append([p.detach() for q in engine.problems for p in q.module.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def compared(method: str, **problem: Any) -> float:
+    """The error that a run says of its hypergradient."""
+    found: list[float] = []
+
+    class Telling(Keeping):
+        def grad_callback(self) -> None:
+            found.append(self.regression.stats["hypergradient_error"])
+
+    problem |= {"fidelity_every": 2}
+    build(2, method=method, module=nn.Linear(3, 1), upper=Telling, problem=problem).run()
+    return found[0]
+
+
+def test_a_hypergradient_is_compared_with_one_of_the_same_options_without_autocast() -> None:
+    options = {"iterations": 1, "damping": 5.0}
+    assert compared("cg+double_backward", options=options) < 1e-10
+    torch.set_default_dtype(torch.float32)
+    assert compared("t1t2") < 1e-5
+    # bf16 rounds to 2⁻⁸.
+    assert 1e-4 < compared("t1t2", precision="bf16") < 0.1
+
+
+@pytest.mark.parametrize(
+    ("every", "unroll_steps", "expected"),
+    [(0, 2, []), (1, 2, [2, 4, 6, 8, 10, 12]), (3, 2, [4, 6, 10, 12]), (4, 3, [6, 9, 12])],
+)
+def test_a_comparison_is_due_at_the_first_upper_step_from_a_multiple_on(
+    every: int, unroll_steps: int, expected: list[int]
+) -> None:
+    counts = range(unroll_steps, 13, unroll_steps)
+    assert [n for n in counts if is_due(every, n, unroll_steps)] == expected
