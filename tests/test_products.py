@@ -22,7 +22,12 @@ from dreamprm.hypergradients import (
     METHODS,
     hypergradient,
 )
-from dreamprm.hypergradients.products import PRODUCTS, PrecisionWarning
+from dreamprm.hypergradients.products import (
+    PRODUCTS,
+    PrecisionWarning,
+    lower_gradient,
+    upper_gradient,
+)
 from dreamprm.hypergradients.references import (
     Reference,
     cosine,
@@ -189,6 +194,26 @@ def test_under_bf16_autocast_forward_mode_is_the_closer_one() -> None:
         found = hypergradient("darts", small_upper, bf16, lower, upper, epsilon=0.01)[0]
     assert error["t1t2"] < 0.05
     assert relative_error(found, exact) > 4 * error["t1t2"]
+
+
+def test_gradients_leave_what_they_are_given() -> None:
+    """And give zeros for the α that the loss does not depend on, where it does on another."""
+    phi, alpha = [torch.ones(2)], [torch.ones(1), torch.ones(3)]
+
+    def loss(p: list[Tensor], a: list[Tensor]) -> Tensor:
+        return (a[0] * p[0]).sum()
+
+    assert torch.equal(lower_gradient(loss, phi, alpha)[0], torch.ones(2))
+    found = upper_gradient(loss, phi, alpha)
+    assert torch.equal(found[0], torch.full((1,), 2.0))
+    assert torch.equal(found[1], torch.zeros(3))
+    assert not any(t.requires_grad for t in (*phi, *alpha))
+
+
+def test_looking_at_a_second_step_changes_no_difference() -> None:
+    upper, lower, phi, alpha = small_problem(0, 3, 2)
+    found = [hypergradient("darts", upper, lower, phi, alpha, check_every=n) for n in (0, 1)]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("product", EXACT)

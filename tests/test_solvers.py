@@ -18,7 +18,7 @@ from dreamprm.hypergradients.references import (
     Reference,
     relative_error,
 )
-from dreamprm.hypergradients.solvers import CurvatureWarning, cg, neumann, nystrom
+from dreamprm.hypergradients.solvers import CurvatureWarning, cg, neumann, norm, nystrom
 from dreamprm.hypergradients.unrolled import take_steps
 from tests.references import (
     EXACT,
@@ -189,6 +189,29 @@ def test_nystrom_of_the_hessians_rank_is_exact_but_for_its_damping(signs: tuple[
     assert relative_error(found, torch.linalg.solve(hessian + 0.5 * eye, torch.cat(v))) < 1e-9
     low = torch.cat(nystrom(hvp, v, rank=2, damping=0.5, seed=3))
     assert relative_error(low, torch.linalg.solve(hessian + 0.5 * eye, torch.cat(v))) > 1e-2
+
+
+def test_conjugate_gradient_keeps_what_it_found_before_a_bad_direction() -> None:
+    diagonal = torch.tensor([3.0, 1.0, -1.0], dtype=torch.float64)
+    v = [torch.tensor([1.0, 1.0, 0.5], dtype=torch.float64)]
+
+    def hvp(q: list[Tensor]) -> list[Tensor]:
+        return [diagonal * q[0]]
+
+    with pytest.warns(CurvatureWarning, match="in iteration 2 "):
+        (q,) = cg(hvp, v)
+    (first,) = cg(hvp, v, iterations=1)
+    assert torch.equal(q, first)
+    # Its one step goes to the minimum along v.
+    assert torch.allclose(q, v[0] * (v[0] @ v[0]) / (v[0] @ (diagonal * v[0])), rtol=1e-14)
+    with pytest.raises(FloatingPointError, match="a product with H that is not finite"):
+        cg(lambda q: [float("nan") * q[0]], v)
+
+
+def test_norms_of_bf16_are_summed_in_fp32() -> None:
+    values = torch.linspace(0.1, 0.3, 5000).bfloat16()
+    # bf16 rounds each square to 2⁻⁹ and sums no better.
+    assert norm([values, values]) == pytest.approx(2**0.5 * float(values.double().norm()), rel=1e-6)
 
 
 def test_nystroms_columns_are_a_function_of_the_seed_alone() -> None:
