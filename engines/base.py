@@ -6,8 +6,9 @@ tests/test_engines_base.py that fails without it.
 
 from __future__ import annotations
 
+import errno
 import logging
-import math
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +22,13 @@ from betty import engine as betty_engine
 from betty.envs import Env
 from betty.logging import get_logger
 
+from dreamprm.engines.early_stopping import EarlyStopping
 from dreamprm.engines.environments import check_environment
 from dreamprm.engines.interrupts import postponed_interrupts
 from dreamprm.errors import UserError
 from dreamprm.problems.base import Problem
 from dreamprm.problems.finite import need_finite_state
-from dreamprm.progress import progress_bar, show
+from dreamprm.progress import progress_bar, show, unread_noted
 from dreamprm.training.checkpoints import (
     checkpoint_steps,
     load_latest_checkpoint,
@@ -73,39 +75,6 @@ class EngineConfig(betty_configs.EngineConfig):
         for name in ("valid_step", "log_every", "keep_checkpoints", "early_stopping_tolerance"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
-
-
-class EarlyStopping:
-    """Says when a metric has stopped getting better; betty's reads an attribute it never sets."""
-
-    def __init__(self, metric: str, mode: str, tolerance: int) -> None:
-        self.metric = metric
-        self.sign = 1.0 if mode == "min" else -1.0
-        self.tolerance = tolerance
-        self.best = float("inf")
-        self.since_best = 0
-
-    def __call__(self, stats: dict[str, float]) -> bool:
-        """Takes the numbers of one validation; True when it is time to stop."""
-        if self.metric not in stats:
-            raise UserError(
-                f"early_stopping_metric {self.metric!r} is not among the numbers of the "
-                f"validation: {', '.join(sorted(stats)) or 'it gave none'}"
-            )
-        if math.isnan(stats[self.metric]):
-            # It would count for one that has not got better.
-            raise FloatingPointError(f"early_stopping_metric {self.metric!r} is nan")
-        value = self.sign * stats[self.metric]
-        if value < self.best:
-            self.best, self.since_best = value, 0
-        else:
-            self.since_best += 1
-        return self.reached
-
-    @property
-    def reached(self) -> bool:
-        """Whether it is time to stop."""
-        return self.since_best >= self.tolerance
 
 
 class Engine(betty_engine.Engine):
@@ -184,7 +153,8 @@ class Engine(betty_engine.Engine):
         """Trains to ``train_iters``, from the last checkpoint if one was loaded.
 
         An interrupt (Ctrl-C, SIGTERM or SIGHUP) ends the run after the step under way, with a
-        checkpoint, and is raised as KeyboardInterrupt then.
+        checkpoint, and is raised as KeyboardInterrupt then, with the number of the signal. So does
+        that nobody reads the progress bar any longer, as BrokenPipeError.
 
         Raises:
             FloatingPointError: a number is not finite, before the first step or in one; see
@@ -199,7 +169,7 @@ class Engine(betty_engine.Engine):
         stop = self.global_step >= self.train_iters or (
             self.early_stopping is not None and self.early_stopping.reached
         )
-        with bar, postponed_interrupts() as interrupted:
+        with bar, postponed_interrupts() as interrupted, unread_noted() as unread:
             while not stop:
                 self.global_step += 1
                 with self._naming_step():
@@ -225,16 +195,18 @@ class Engine(betty_engine.Engine):
                     with self._naming_step():
                         stop = self._validate(metrics) or stop
                 due = self.config.checkpoint_every
-                if stop or interrupted or (due and self.global_step % due == 0):
+                if stop or interrupted or unread or (due and self.global_step % due == 0):
                     if metrics is not None:
                         metrics.flush()
                     self.save()
-                if interrupted:
+                if interrupted or unread:
                     break
         if metrics is not None:
             metrics.close()
         if interrupted:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(interrupted.number)
+        if unread:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def save(self) -> None:
         """Writes a checkpoint, where there is a run directory.

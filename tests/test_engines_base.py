@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dreamprm.cli import main
+from dreamprm.commands import doctor
 from dreamprm.engines.base import Engine, EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError
 from dreamprm.problems.base import Problem
+from dreamprm.progress import progress_bar
 from dreamprm.training.checkpoints import checkpoint_steps
 from dreamprm.training.metrics import read_metrics
 from tests.toy import toy
@@ -183,13 +189,73 @@ def test_a_hang_up_leaves_a_checkpoint(tmp_path: Path, ignored: bool) -> None:
         if ignored:
             engine.run()
         else:
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt) as raised:
                 engine.run()
+            assert raised.value.args == (signal.SIGHUP,)
         assert signal.getsignal(signal.SIGHUP) is handler
     finally:
         signal.signal(signal.SIGHUP, before)
     assert not deadly
     assert checkpoint_steps(tmp_path / "checkpoints") == [20 if ignored else 7]
+
+
+class Looking(ReweightingEngine):
+    """Shows a bar at every validation."""
+
+    def validation(self) -> dict[str, float]:
+        progress_bar("looking", 2, "row").close()
+        return {"loss": float(self.global_step)}
+
+
+class Stream(io.StringIO):
+    """A pipe whose reader ends after so many writes."""
+
+    def __init__(self, writes: int) -> None:
+        super().__init__()
+        self.left = writes
+
+    def write(self, text: str) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return len(text)
+
+
+@pytest.mark.parametrize("writes", range(1, 12))
+def test_a_run_that_nobody_watches_ends_with_a_checkpoint(
+    tmp_path: Path, writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever its standard error breaks: there is no line too few when it is resumed."""
+    parts: dict[str, Any] = {"steps": 8, "engine": Looking, "valid_step": 2, "log_every": 1}
+    toy(run_directory=tmp_path / "whole", **parts).run()
+    first = toy(run_directory=tmp_path / "cut", progress="learned", **parts)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Stream(writes))
+        with pytest.raises(BrokenPipeError):
+            first.run()
+    assert checkpoint_steps(tmp_path / "cut" / "checkpoints") == [first.global_step]
+    second = toy(run_directory=tmp_path / "cut", **parts)
+    assert second.resume()
+    second.run()
+    assert read_metrics(tmp_path / "cut") == read_metrics(tmp_path / "whole")
+
+
+def test_elsewhere_a_bar_that_nobody_watches_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Stream(0))
+    with pytest.raises(BrokenPipeError):
+        progress_bar("scoring", 2, "row")
+
+
+@pytest.mark.parametrize(("number", "status"), [(None, 130), (2, 130), (15, 143), (1, 129)])
+def test_the_exit_status_names_the_signal(
+    number: int | None, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(options: Any) -> None:
+        raise KeyboardInterrupt(*([] if number is None else [number]))
+
+    monkeypatch.setattr(sys, "stderr", Stream(0))  # as of a terminal that is gone
+    monkeypatch.setattr(doctor, "run", interrupted)
+    assert main(["doctor"]) == status
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
