@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +45,8 @@ class EngineConfig(betty_configs.EngineConfig):
     Attributes:
         train_iters: steps of the lowest level.
         valid_step: steps between two validations.
-        strategy: the device: ``"default"`` (a GPU where there is one), ``"cpu"`` or ``"gpu"``.
+        strategy: the device: ``"default"`` (a GPU where there is one), ``"cpu"`` or ``"gpu"``; the
+            config of a run calls it ``device``, and so do messages.
         early_stopping: stop when ``early_stopping_metric`` of the validation has not got better
             (``early_stopping_mode`` ``"min"`` or ``"max"``) in ``early_stopping_tolerance``
             validations in a row.
@@ -65,9 +65,11 @@ class EngineConfig(betty_configs.EngineConfig):
 
     def __post_init__(self) -> None:
         if self.strategy not in ("default", "cpu", "gpu"):
-            raise UserError(f"strategy is {self.strategy!r}, expected 'default', 'cpu' or 'gpu'")
+            raise UserError(
+                f"device (strategy) is {self.strategy!r}, expected 'default', 'cpu' or 'gpu'"
+            )
         if self.strategy == "gpu" and not torch.cuda.is_available():
-            raise UserError("strategy is 'gpu', but torch sees no GPU here")
+            raise UserError("device is 'gpu', but torch sees no GPU here: device=cpu needs none")
         if self.early_stopping_mode not in ("min", "max"):
             raise UserError(
                 f"early_stopping_mode is {self.early_stopping_mode!r}, expected 'min' or 'max'"
@@ -113,6 +115,8 @@ class Engine(betty_engine.Engine):
                 )
         check_environment(env, problems)
         self.validations: dict[int, dict[str, float]] = {}  # the numbers of each, by step
+        # What the next line of the log is the mean of; part of a checkpoint.
+        self.unlogged: dict[str, list[float]] = {}
         # betty announces every problem on standard output, at INFO.
         get_logger().setLevel(logging.WARNING)
         super().__init__(problems, config, dependencies, env)
@@ -163,7 +167,6 @@ class Engine(betty_engine.Engine):
         self.train()
         # What could never be saved is found now, and not at the first checkpoint.
         self._need_finite({p.name: {"module": p.module.state_dict()} for p in self.problems})
-        sums: dict[str, list[float]] = defaultdict(list)
         metrics = self._open_metrics()
         bar = progress_bar(self.config.progress, self.train_iters, "step", self.global_step)
         stop = self.global_step >= self.train_iters or (
@@ -176,13 +179,13 @@ class Engine(betty_engine.Engine):
                     self.train_step()
                 for problem in self.problems:
                     for name, value in problem.stats.items():
-                        sums[f"{problem.name}/{name}"].append(value)
+                        self.unlogged.setdefault(f"{problem.name}/{name}", []).append(value)
                     problem.stats = {}
                 bar.update()
                 stop = self.global_step >= self.train_iters
                 if self.global_step % self.config.log_every == 0 or stop:
-                    values = {name: sum(v) / len(v) for name, v in sums.items()}
-                    sums.clear()
+                    values = {name: sum(v) / len(v) for name, v in self.unlogged.items()}
+                    self.unlogged.clear()
                     bar.set_postfix(
                         {k: f"{v:.3f}" for k, v in values.items() if k.endswith("/loss")},
                         refresh=False,
@@ -241,6 +244,7 @@ class Engine(betty_engine.Engine):
         """All that a run needs to continue: every problem, the step, the random states."""
         return {
             "step": self.global_step,
+            "unlogged": {name: list(values) for name, values in self.unlogged.items()},
             "problems": {problem.name: problem.state_dict() for problem in self.problems},
             "early_stopping": (
                 (self.early_stopping.best, self.early_stopping.since_best)
@@ -265,6 +269,7 @@ class Engine(betty_engine.Engine):
                 f"expected {sorted(names)}"
             )
         self.global_step = state["step"]
+        self.unlogged = dict(state["unlogged"])
         for problem in self.problems:
             problem.load_state_dict(state["problems"][problem.name])
         if self.early_stopping is not None and state["early_stopping"] is not None:

@@ -119,12 +119,13 @@ def state(engine: ReweightingEngine) -> list[torch.Tensor]:
     return [p.detach() for problem in engine.problems for p in problem.module.parameters()]
 
 
-def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    whole = toy(steps=23, run_directory=tmp_path / "whole", log_every=1)
+@pytest.mark.parametrize("log_every", [1, 5])  # the checkpoint at step 12 is between two lines
+def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path: Path, log_every: int) -> None:
+    whole = toy(steps=23, run_directory=tmp_path / "whole", log_every=log_every)
     whole.run()
     config: dict[str, Any] = {
         "run_directory": tmp_path / "cut",
-        "log_every": 1,
+        "log_every": log_every,
         "checkpoint_every": 4,
     }
     first = toy(steps=23, **config)
@@ -145,11 +146,17 @@ def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path: Path) -> None:
     second.run()
     for a, b in zip(state(whole), state(second), strict=True):
         assert torch.equal(a, b)
-    assert read_metrics(tmp_path / "cut") == read_metrics(tmp_path / "whole")
+    assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
+
+
+def metrics_of(folder: Path) -> list[bytes]:
+    return (folder / "metrics.jsonl").read_bytes().splitlines()
 
 
 def test_an_interrupt_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path) -> None:
-    engine = toy(steps=50, run_directory=tmp_path)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    toy(steps=20, run_directory=whole).run()
+    engine = toy(steps=20, run_directory=cut)
     step = engine.train_step
 
     def interrupted_step() -> None:
@@ -165,7 +172,11 @@ def test_an_interrupt_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path) -> N
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
-    assert checkpoint_steps(tmp_path / "checkpoints") == [7]
+    assert checkpoint_steps(cut / "checkpoints") == [7]
+    again = toy(steps=20, run_directory=cut)
+    assert again.resume()
+    again.run()
+    assert metrics_of(cut) == metrics_of(whole)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP here")
@@ -279,11 +290,20 @@ def test_a_half_written_metrics_line_is_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"strategy": "fsdp"}, {"early_stopping_mode": "up"}, {"log_every": 0}, {"valid_step": 0}],
+    [{"early_stopping_mode": "up"}, {"log_every": 0}, {"valid_step": 0}],
 )
 def test_wrong_engine_configs_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         EngineConfig(**options)
+
+
+@pytest.mark.parametrize("found", ["fsdp", "gpu"])
+def test_a_device_that_is_not_there_is_named_as_the_config_names_it(
+    found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=rf"^device.* is '{found}'"):
+        EngineConfig(strategy=found)
 
 
 def test_dependencies_can_be_set_anew() -> None:
