@@ -6,9 +6,9 @@ tests/test_engines_base.py that fails without it.
 
 from __future__ import annotations
 
+import errno
 import logging
-import math
-from collections import defaultdict
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,12 +21,13 @@ from betty import engine as betty_engine
 from betty.envs import Env
 from betty.logging import get_logger
 
+from dreamprm.engines.early_stopping import EarlyStopping
 from dreamprm.engines.environments import check_environment
 from dreamprm.engines.interrupts import postponed_interrupts
 from dreamprm.errors import UserError
 from dreamprm.problems.base import Problem
 from dreamprm.problems.finite import need_finite_state
-from dreamprm.progress import progress_bar, show
+from dreamprm.progress import progress_bar, show, unread_noted
 from dreamprm.training.checkpoints import (
     checkpoint_steps,
     load_latest_checkpoint,
@@ -44,7 +45,8 @@ class EngineConfig(betty_configs.EngineConfig):
     Attributes:
         train_iters: steps of the lowest level.
         valid_step: steps between two validations.
-        strategy: the device: ``"default"`` (a GPU where there is one), ``"cpu"`` or ``"gpu"``.
+        strategy: the device: ``"default"`` (a GPU where there is one), ``"cpu"`` or ``"gpu"``; the
+            config of a run calls it ``device``, and so do messages.
         early_stopping: stop when ``early_stopping_metric`` of the validation has not got better
             (``early_stopping_mode`` ``"min"`` or ``"max"``) in ``early_stopping_tolerance``
             validations in a row.
@@ -63,9 +65,11 @@ class EngineConfig(betty_configs.EngineConfig):
 
     def __post_init__(self) -> None:
         if self.strategy not in ("default", "cpu", "gpu"):
-            raise UserError(f"strategy is {self.strategy!r}, expected 'default', 'cpu' or 'gpu'")
+            raise UserError(
+                f"device (strategy) is {self.strategy!r}, expected 'default', 'cpu' or 'gpu'"
+            )
         if self.strategy == "gpu" and not torch.cuda.is_available():
-            raise UserError("strategy is 'gpu', but torch sees no GPU here")
+            raise UserError("device is 'gpu', but torch sees no GPU here: device=cpu needs none")
         if self.early_stopping_mode not in ("min", "max"):
             raise UserError(
                 f"early_stopping_mode is {self.early_stopping_mode!r}, expected 'min' or 'max'"
@@ -73,39 +77,6 @@ class EngineConfig(betty_configs.EngineConfig):
         for name in ("valid_step", "log_every", "keep_checkpoints", "early_stopping_tolerance"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
-
-
-class EarlyStopping:
-    """Says when a metric has stopped getting better; betty's reads an attribute it never sets."""
-
-    def __init__(self, metric: str, mode: str, tolerance: int) -> None:
-        self.metric = metric
-        self.sign = 1.0 if mode == "min" else -1.0
-        self.tolerance = tolerance
-        self.best = float("inf")
-        self.since_best = 0
-
-    def __call__(self, stats: dict[str, float]) -> bool:
-        """Takes the numbers of one validation; True when it is time to stop."""
-        if self.metric not in stats:
-            raise UserError(
-                f"early_stopping_metric {self.metric!r} is not among the numbers of the "
-                f"validation: {', '.join(sorted(stats)) or 'it gave none'}"
-            )
-        if math.isnan(stats[self.metric]):
-            # It would count for one that has not got better.
-            raise FloatingPointError(f"early_stopping_metric {self.metric!r} is nan")
-        value = self.sign * stats[self.metric]
-        if value < self.best:
-            self.best, self.since_best = value, 0
-        else:
-            self.since_best += 1
-        return self.reached
-
-    @property
-    def reached(self) -> bool:
-        """Whether it is time to stop."""
-        return self.since_best >= self.tolerance
 
 
 class Engine(betty_engine.Engine):
@@ -144,6 +115,8 @@ class Engine(betty_engine.Engine):
                 )
         check_environment(env, problems)
         self.validations: dict[int, dict[str, float]] = {}  # the numbers of each, by step
+        # What the next line of the log is the mean of; part of a checkpoint.
+        self.unlogged: dict[str, list[float]] = {}
         # betty announces every problem on standard output, at INFO.
         get_logger().setLevel(logging.WARNING)
         super().__init__(problems, config, dependencies, env)
@@ -184,7 +157,8 @@ class Engine(betty_engine.Engine):
         """Trains to ``train_iters``, from the last checkpoint if one was loaded.
 
         An interrupt (Ctrl-C, SIGTERM or SIGHUP) ends the run after the step under way, with a
-        checkpoint, and is raised as KeyboardInterrupt then.
+        checkpoint, and is raised as KeyboardInterrupt then, with the number of the signal. So does
+        that nobody reads the progress bar any longer, as BrokenPipeError.
 
         Raises:
             FloatingPointError: a number is not finite, before the first step or in one; see
@@ -193,26 +167,25 @@ class Engine(betty_engine.Engine):
         self.train()
         # What could never be saved is found now, and not at the first checkpoint.
         self._need_finite({p.name: {"module": p.module.state_dict()} for p in self.problems})
-        sums: dict[str, list[float]] = defaultdict(list)
         metrics = self._open_metrics()
         bar = progress_bar(self.config.progress, self.train_iters, "step", self.global_step)
         stop = self.global_step >= self.train_iters or (
             self.early_stopping is not None and self.early_stopping.reached
         )
-        with bar, postponed_interrupts() as interrupted:
+        with bar, postponed_interrupts() as interrupted, unread_noted() as unread:
             while not stop:
                 self.global_step += 1
                 with self._naming_step():
                     self.train_step()
                 for problem in self.problems:
                     for name, value in problem.stats.items():
-                        sums[f"{problem.name}/{name}"].append(value)
+                        self.unlogged.setdefault(f"{problem.name}/{name}", []).append(value)
                     problem.stats = {}
                 bar.update()
                 stop = self.global_step >= self.train_iters
                 if self.global_step % self.config.log_every == 0 or stop:
-                    values = {name: sum(v) / len(v) for name, v in sums.items()}
-                    sums.clear()
+                    values = {name: sum(v) / len(v) for name, v in self.unlogged.items()}
+                    self.unlogged.clear()
                     bar.set_postfix(
                         {k: f"{v:.3f}" for k, v in values.items() if k.endswith("/loss")},
                         refresh=False,
@@ -225,16 +198,18 @@ class Engine(betty_engine.Engine):
                     with self._naming_step():
                         stop = self._validate(metrics) or stop
                 due = self.config.checkpoint_every
-                if stop or interrupted or (due and self.global_step % due == 0):
+                if stop or interrupted or unread or (due and self.global_step % due == 0):
                     if metrics is not None:
                         metrics.flush()
                     self.save()
-                if interrupted:
+                if interrupted or unread:
                     break
         if metrics is not None:
             metrics.close()
         if interrupted:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(interrupted.number)
+        if unread:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def save(self) -> None:
         """Writes a checkpoint, where there is a run directory.
@@ -269,6 +244,7 @@ class Engine(betty_engine.Engine):
         """All that a run needs to continue: every problem, the step, the random states."""
         return {
             "step": self.global_step,
+            "unlogged": {name: list(values) for name, values in self.unlogged.items()},
             "problems": {problem.name: problem.state_dict() for problem in self.problems},
             "early_stopping": (
                 (self.early_stopping.best, self.early_stopping.since_best)
@@ -293,6 +269,7 @@ class Engine(betty_engine.Engine):
                 f"expected {sorted(names)}"
             )
         self.global_step = state["step"]
+        self.unlogged = dict(state["unlogged"])
         for problem in self.problems:
             problem.load_state_dict(state["problems"][problem.name])
         if self.early_stopping is not None and state["early_stopping"] is not None:

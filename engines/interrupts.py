@@ -13,13 +13,17 @@ log = logging.getLogger("dreamprm")
 
 
 class Interrupted:
-    """False until an interrupt has arrived."""
+    """False until an interrupt has arrived.
+
+    Attributes:
+        number: of the first signal; None until then.
+    """
 
     def __init__(self) -> None:
-        self.arrived = False
+        self.number: int | None = None
 
     def __bool__(self) -> bool:
-        return self.arrived
+        return self.number is not None
 
 
 @contextmanager
@@ -39,7 +43,7 @@ def postponed_interrupts() -> Iterator[Interrupted]:
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
 
     def note(number: int, frame: Any) -> None:
-        interrupted.arrived = True
+        interrupted.number = interrupted.number or number
         log.warning("stopping after the step under way; once more stops at once")
         for each, handler in before.items():
             if each != hang_up:

@@ -7,7 +7,6 @@ fails without it.
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -27,10 +26,9 @@ from dreamprm.problems.decay import say_decay
 from dreamprm.problems.fidelity import fidelity, is_due
 from dreamprm.problems.finite import check_gradient, check_parameters, check_vector, naming
 from dreamprm.problems.history import LowerHistory, next_step
-from dreamprm.problems.micro_batches import mean_stats
+from dreamprm.problems.micro_batches import hypergradient_batches, mean_stats, numbers
+from dreamprm.problems.optimizers import check_optimizer
 from dreamprm.problems.stateless import StatelessLoss
-
-log = logging.getLogger("dreamprm")
 
 
 class Problem(ImplicitProblem):
@@ -65,6 +63,7 @@ class Problem(ImplicitProblem):
         self._method = resolve(config.type)
         self._bits: int | None = None
         self._memory: dict[str, Any] = {}  # of the hypergradient method; see Point
+        self._decay_said = False
         self._history = LowerHistory(config.options.get("iterations"))
 
     # --- betty's defects -------------------------------------------------------------------
@@ -79,24 +78,7 @@ class Problem(ImplicitProblem):
         That loses parameter groups, and fails for AdamW. The device move of ``patch_module``
         keeps every Parameter object, so there is nothing to rebuild.
         """
-        if self.is_implemented("param_groups"):
-            raise UserError(
-                f"problem {self.name!r} defines param_groups(), which is not used: "
-                "give the groups to the optimizer"
-            )
-        if self.optimizer is None:
-            raise UserError(f"problem {self.name!r} has no optimizer")
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        left_out = [n for n, p in self.module.named_parameters() if p.requires_grad]
-        left_out = [n for n in left_out if id(self.module.get_parameter(n)) not in held]
-        if left_out:
-            log.warning(
-                "the optimizer of problem %r does not hold %d of its trainable parameters, %s the "
-                "first: hypergradients count them as variables unless they are frozen",
-                self.name,
-                len(left_out),
-                left_out[0],
-            )
+        check_optimizer(self)
 
     def patch_scheduler(self) -> None:
         """Keeps the scheduler; betty rebuilds it from its attributes.
@@ -125,11 +107,7 @@ class Problem(ImplicitProblem):
 
     def log(self, stats: dict[str, Any], global_step: int | None) -> None:
         """Keeps the single numbers of the step for the Engine; betty prints all that is there."""
-        self.stats = {
-            name: float(value)
-            for name, value in stats.items()
-            if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
-        }
+        self.stats = {name: float(stats[name]) for name in numbers(stats)}
 
     def one_step_descent(self, batch: Any | None = None) -> dict[str, Any]:
         """One step of the optimizer, over all of its micro-batches; betty takes each for a step.
@@ -156,8 +134,8 @@ class Problem(ImplicitProblem):
         shares = self.shares(self.batches)
         for i, (each, share) in enumerate(zip(self.batches, shares, strict=True)):
             with naming(self, batch=i):
-                loss, numbers = self.get_loss(each)
-            stats.append(numbers)
+                loss, found = self.get_loss(each)
+            stats.append(found)
             vectors = self._backward(loss * share, parameters, vectors)
         for path, vector in zip(self._paths, vectors or (), strict=True):
             check_vector(self, path[1], vector)
@@ -274,10 +252,10 @@ class Problem(ImplicitProblem):
                 "Hessian, but a problem below answers to it, whose response would be missing: "
                 "take identity, t1t2, darts or sama"
             )
-        if not self._memory.setdefault("said decay", False):
-            self._memory["said decay"] = True
+        if not self._decay_said:
             say_decay(self)
-        batches = self._hypergradient_batches()
+            self._decay_said = True
+        batches = hypergradient_batches(self)
         point = self._point(above, upper_loss, batches)
         before = RandomState.now(point.lower)
         found = indirect_gradient(self._method, point, vector, self.config.options)
@@ -289,18 +267,6 @@ class Problem(ImplicitProblem):
             self.stats |= fidelity(self, above, batches, point, vector, found)
             after.restore()
         return found
-
-    def _hypergradient_batches(self) -> list[Any]:
-        size = self.config.hypergradient_batch_size
-        if not size:
-            return self.batches
-        recent = getattr((self.train_data_loader or (None,))[0], "recent", None)
-        if recent is None:
-            raise UserError(
-                f"hypergradient_batch_size of problem {self.name!r} needs a loader with recent(), "
-                "as BatchStream has"
-            )
-        return to_device(recent(len(self.batches), size), self.device)
 
     def _point(self, above: Problem, upper_loss: Loss | None, batches: list[Any]) -> Point:
         needs = self._method.needs
@@ -333,6 +299,7 @@ class Problem(ImplicitProblem):
             "inner_loop_start": self._inner_loop_start,
             "roll_back": (self.module_state_dict_cache, self.opitmizer_state_dict_cache),
             "bits": self._bits,
+            "memory": dict(self._memory),
             "batches": self.batches,  # of the hypergradient, where an upper problem steps first
             "history": self._history.state_dict(),
             "loaders": [
@@ -349,6 +316,7 @@ class Problem(ImplicitProblem):
         self._inner_loop_start = state_dict["inner_loop_start"]
         self.module_state_dict_cache, self.opitmizer_state_dict_cache = state_dict["roll_back"]
         self._bits = state_dict["bits"]
+        self._memory = to_device(state_dict["memory"], self.device)
         self.batches = to_device(state_dict["batches"], self.device)
         self.cur_batch = self.batches[-1] if self.batches else None
         self._history.load_state_dict(state_dict["history"], self.trainable_parameters())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from torch.optim import SGD, Adam
-
+from dreamprm.errors import UserError
 from dreamprm.hypergradients import resolve
 from dreamprm.hypergradients.updates import damping_of_decay
 
@@ -28,7 +28,7 @@ def say_decay(problem: Problem) -> None:
     if not any(decays):
         return
     remedy = "a damping can stand for it"
-    if isinstance(optimizer, SGD | Adam):
+    with suppress(UserError):  # of other optimizers, and of options that are not written out
         damping = damping_of_decay(optimizer, problem.trainable_parameters())
         remedy = f"damping={damping:.2g} puts it back"
         if any(group.get("decoupled_weight_decay") for group in optimizer.param_groups):

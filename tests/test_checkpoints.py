@@ -128,7 +128,7 @@ def test_checkpoints_without_a_version_are_refused(folder: Path) -> None:
         load_latest_checkpoint(folder)
 
 
-@pytest.mark.parametrize("found", [0, 2])
+@pytest.mark.parametrize("found", [checkpoints.FORMAT - 1, checkpoints.FORMAT + 1])
 def test_another_format_is_refused(
     folder: Path, found: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +136,8 @@ def test_another_format_is_refused(
     save_checkpoint(folder, 3, state(3), keep=3)
     monkeypatch.undo()
     (folder / "step-3" / "state.pt").rename(folder / "step-3" / "another.pt")
-    with pytest.raises(UserError, match=rf"step-3 is of format {found}, .* this one reads 1$"):
+    expected = rf"step-3 is of format {found}, .* this one reads {checkpoints.FORMAT}$"
+    with pytest.raises(UserError, match=expected):
         load_latest_checkpoint(folder)
 
 
@@ -220,7 +221,7 @@ def test_all_is_flushed_before_it_is_moved(folder: Path, monkeypatch: pytest.Mon
         "flush .",
     ]
     about = json.loads((folder / "step-3" / "checkpoint.json").read_text())
-    assert (about["format"], about["step"]) == (1, 3)
+    assert (about["format"], about["step"]) == (checkpoints.FORMAT, 3)
     assert about["bytes"] == (folder / "step-3" / "state.pt").stat().st_size
 
 

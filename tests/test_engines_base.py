@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dreamprm.cli import main
+from dreamprm.commands import doctor
 from dreamprm.engines.base import Engine, EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError
 from dreamprm.problems.base import Problem
+from dreamprm.progress import progress_bar
 from dreamprm.training.checkpoints import checkpoint_steps
 from dreamprm.training.metrics import read_metrics
 from tests.toy import toy
@@ -113,12 +119,13 @@ def state(engine: ReweightingEngine) -> list[torch.Tensor]:
     return [p.detach() for problem in engine.problems for p in problem.module.parameters()]
 
 
-def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    whole = toy(steps=23, run_directory=tmp_path / "whole", log_every=1)
+@pytest.mark.parametrize("log_every", [1, 5])  # the checkpoint at step 12 is between two lines
+def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path: Path, log_every: int) -> None:
+    whole = toy(steps=23, run_directory=tmp_path / "whole", log_every=log_every)
     whole.run()
     config: dict[str, Any] = {
         "run_directory": tmp_path / "cut",
-        "log_every": 1,
+        "log_every": log_every,
         "checkpoint_every": 4,
     }
     first = toy(steps=23, **config)
@@ -139,11 +146,17 @@ def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path: Path) -> None:
     second.run()
     for a, b in zip(state(whole), state(second), strict=True):
         assert torch.equal(a, b)
-    assert read_metrics(tmp_path / "cut") == read_metrics(tmp_path / "whole")
+    assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
+
+
+def metrics_of(folder: Path) -> list[bytes]:
+    return (folder / "metrics.jsonl").read_bytes().splitlines()
 
 
 def test_an_interrupt_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path) -> None:
-    engine = toy(steps=50, run_directory=tmp_path)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    toy(steps=20, run_directory=whole).run()
+    engine = toy(steps=20, run_directory=cut)
     step = engine.train_step
 
     def interrupted_step() -> None:
@@ -159,7 +172,11 @@ def test_an_interrupt_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path) -> N
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
-    assert checkpoint_steps(tmp_path / "checkpoints") == [7]
+    assert checkpoint_steps(cut / "checkpoints") == [7]
+    again = toy(steps=20, run_directory=cut)
+    assert again.resume()
+    again.run()
+    assert metrics_of(cut) == metrics_of(whole)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP here")
@@ -183,13 +200,73 @@ def test_a_hang_up_leaves_a_checkpoint(tmp_path: Path, ignored: bool) -> None:
         if ignored:
             engine.run()
         else:
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt) as raised:
                 engine.run()
+            assert raised.value.args == (signal.SIGHUP,)
         assert signal.getsignal(signal.SIGHUP) is handler
     finally:
         signal.signal(signal.SIGHUP, before)
     assert not deadly
     assert checkpoint_steps(tmp_path / "checkpoints") == [20 if ignored else 7]
+
+
+class Looking(ReweightingEngine):
+    """Shows a bar at every validation."""
+
+    def validation(self) -> dict[str, float]:
+        progress_bar("looking", 2, "row").close()
+        return {"loss": float(self.global_step)}
+
+
+class Stream(io.StringIO):
+    """A pipe whose reader ends after so many writes."""
+
+    def __init__(self, writes: int) -> None:
+        super().__init__()
+        self.left = writes
+
+    def write(self, text: str) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return len(text)
+
+
+@pytest.mark.parametrize("writes", range(1, 12))
+def test_a_run_that_nobody_watches_ends_with_a_checkpoint(
+    tmp_path: Path, writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever its standard error breaks: there is no line too few when it is resumed."""
+    parts: dict[str, Any] = {"steps": 8, "engine": Looking, "valid_step": 2, "log_every": 1}
+    toy(run_directory=tmp_path / "whole", **parts).run()
+    first = toy(run_directory=tmp_path / "cut", progress="learned", **parts)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Stream(writes))
+        with pytest.raises(BrokenPipeError):
+            first.run()
+    assert checkpoint_steps(tmp_path / "cut" / "checkpoints") == [first.global_step]
+    second = toy(run_directory=tmp_path / "cut", **parts)
+    assert second.resume()
+    second.run()
+    assert read_metrics(tmp_path / "cut") == read_metrics(tmp_path / "whole")
+
+
+def test_elsewhere_a_bar_that_nobody_watches_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Stream(0))
+    with pytest.raises(BrokenPipeError):
+        progress_bar("scoring", 2, "row")
+
+
+@pytest.mark.parametrize(("number", "status"), [(None, 130), (2, 130), (15, 143), (1, 129)])
+def test_the_exit_status_names_the_signal(
+    number: int | None, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(options: Any) -> None:
+        raise KeyboardInterrupt(*([] if number is None else [number]))
+
+    monkeypatch.setattr(sys, "stderr", Stream(0))  # as of a terminal that is gone
+    monkeypatch.setattr(doctor, "run", interrupted)
+    assert main(["doctor"]) == status
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
@@ -213,11 +290,20 @@ def test_a_half_written_metrics_line_is_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"strategy": "fsdp"}, {"early_stopping_mode": "up"}, {"log_every": 0}, {"valid_step": 0}],
+    [{"early_stopping_mode": "up"}, {"log_every": 0}, {"valid_step": 0}],
 )
 def test_wrong_engine_configs_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         EngineConfig(**options)
+
+
+@pytest.mark.parametrize("found", ["fsdp", "gpu"])
+def test_a_device_that_is_not_there_is_named_as_the_config_names_it(
+    found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=rf"^device.* is '{found}'"):
+        EngineConfig(strategy=found)
 
 
 def test_dependencies_can_be_set_anew() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from pathlib import Path
 from typing import Any
 
 import betty.configs
@@ -411,6 +412,23 @@ def test_decay_that_the_hessian_lacks_is_said_once(caplog: pytest.LogCaptureFixt
     assert "adds by itself" not in caplog.text
 
 
+def test_decay_of_an_optimizer_that_is_not_written_out_is_said_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Conjugate gradient never asks for the optimizer's steps."""
+
+    def amsgrad(module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(module.parameters(), lr=0.05, amsgrad=True)
+
+    def one_only(module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(list(module.parameters())[:1], lr=0.05)
+
+    for optimizer in (amsgrad, one_only):
+        caplog.clear()
+        toy(method="cg", optimizer=optimizer).run()
+        assert "that AdamW adds by itself: a damping can stand for it" in caplog.text
+
+
 class WithoutForwardMode(Regression):
     def sample_losses(self, batch: dict[str, Tensor]) -> Tensor:
         return Doubled.apply(super().sample_losses(batch)) / 2
@@ -423,3 +441,24 @@ def test_fidelity_where_the_loss_has_no_forward_mode() -> None:
     errors = fidelity_errors(engine)
     assert len(errors) == 2
     assert 0 < max(errors) < 1e-2
+
+
+class WithoutForwardModeAtTimes(Regression):
+    """Its third step only, which the default meets at its second hypergradient."""
+
+    def sample_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        found = super().sample_losses(batch)
+        return Doubled.apply(found) / 2 if 3 <= self.count <= 4 else found
+
+
+def test_what_a_method_notes_outlasts_a_resume(tmp_path: Path) -> None:
+    """That there is no forward mode, and which differences are checked."""
+    parts: dict[str, Any] = {"method": "identity", "lower": WithoutForwardModeAtTimes}
+    whole = toy(steps=12, **parts)
+    whole.run()
+    toy(steps=6, run_directory=tmp_path, **parts).run()
+    second = toy(steps=12, run_directory=tmp_path, **parts)
+    assert second.resume()
+    second.run()
+    assert torch.equal(whole.upper.module.alpha, second.upper.module.alpha)
+    assert whole.lower._memory == second.lower._memory

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers.utils import ModelOutput
 
 from dreamprm.config import ModelConfig, TinyConfig
 from dreamprm.data import encoding
@@ -21,6 +22,9 @@ from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.scoring_batches import Tally, TokenBatch, token_batches
 from dreamprm.models.shared_prefix import can_share_prefixes
 from dreamprm.models.tiny import TINY_BACKBONES
+
+# What a version of transformers is about to take away is not called.
+pytestmark = pytest.mark.filterwarnings("error::FutureWarning")
 
 Case = tuple[ProcessRewardModel, list[Trajectory]]
 
@@ -93,6 +97,29 @@ def test_shared_prefixes_do_not_change_a_score(case: Case, max_tokens: int) -> N
         assert torch.allclose(torch.tensor(a), torch.tensor(b), rtol=0, atol=1e-5)
     flat = torch.tensor([x for a in expected for x in a])
     assert flat.std() > 0.1
+
+
+def test_the_cache_goes_by_the_name_that_the_backbone_gives_it(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers before 5.24 calls it past_key_values, and from then on cache."""
+    model, rows = case
+    expected = model.step_logits(rows)
+    forward = model.backbone.forward
+
+    def renamed(cache: Any = None, **inputs: Any) -> Any:
+        assert "past_key_values" not in inputs
+        given = {} if cache is None else {own: cache}
+        found = forward(**inputs, **given)
+        return ModelOutput(last_hidden_state=found.last_hidden_state, cache=found.get(own))
+
+    own = (
+        "cache"
+        if "cache" in model.backbone(torch.tensor([[1]]), use_cache=True)
+        else "past_key_values"
+    )
+    monkeypatch.setattr(model.backbone, "forward", renamed)
+    assert model.step_logits(rows) == expected
 
 
 def test_a_common_beginning_runs_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

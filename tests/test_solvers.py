@@ -136,6 +136,17 @@ def test_a_neumann_series_that_diverges_is_named(ridge: Reference) -> None:
         neumann(lambda q: [-diagonal * q[0]], v, iterations=1, alpha=0.1)
 
 
+@pytest.mark.parametrize("iterations", range(1, 16))
+def test_a_neumann_series_whose_squares_overflow_is_named(iterations: int) -> None:
+    """In float32 from the seventh term on; the terms themselves do at the thirteenth."""
+    diagonal = torch.tensor([1.0, 0.3, 0.01])
+    named = pytest.raises(UserError, match="not finite") if iterations > 12 else pytest.warns(
+        CurvatureWarning, match="diverges with alpha=1e\\+03: the largest eigenvalue"
+    )  # fmt: skip
+    with named:
+        neumann(lambda q: [diagonal * q[0]], [torch.ones(3)], iterations=iterations, alpha=1000.0)
+
+
 def test_the_neumann_series_finds_its_own_step(reference: Reference) -> None:
     """1/λ with λ the largest eigenvalue, by five products with H from v, hence 45 terms do."""
     hessian = reference.hessian()

@@ -1,6 +1,7 @@
 """The ``dreamprm`` command. Exit status: 0 done, 1 failed, 2 the user's input is wrong.
 
-141 where whoever reads its output has ended, as ``head`` does.
+128 + n where signal n ended it: 130 Ctrl-C, 143 SIGTERM, 129 a terminal that was closed; 141 where
+whoever reads its output has ended, as ``head`` does.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import argparse
 import errno
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from select import POLLERR, poll
 from typing import Any
@@ -57,11 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FloatingPointError as error:
         print(f"dreamprm: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         lost = options.run is score.run and options.out is None
         hint = "; --resume continues" if hasattr(options, "resume") and not lost else ""
-        print(f"dreamprm: interrupted{hint}", file=sys.stderr)
-        return 130
+        with suppress(OSError):  # the terminal may be gone
+            print(f"dreamprm: interrupted{hint}", file=sys.stderr)
+        number = next(iter(error.args), None)
+        return 128 + (number if isinstance(number, int) else signal.SIGINT)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _unread():
             return PIPE_CLOSED

@@ -4,10 +4,57 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
 log = logging.getLogger("dreamprm")
+
+
+class Unread:
+    """False until a bar has found that nobody reads it any longer, as after ``2>&1 | head``."""
+
+    def __init__(self) -> None:
+        self.found = False
+
+    def __bool__(self) -> bool:
+        return self.found
+
+
+_noted: list[Unread] = []
+
+
+@contextmanager
+def unread_noted() -> Iterator[Unread]:
+    """Within it, a bar that nobody reads is noted and shows no more; else BrokenPipeError."""
+    unread = Unread()
+    _noted.append(unread)
+    try:
+        yield unread
+    finally:
+        _noted.remove(unread)
+
+
+class _Bar(tqdm):
+    def display(self, *args: Any, **kwargs: Any) -> Any:
+        with self._noting():
+            return super().display(*args, **kwargs)
+
+    def close(self) -> None:
+        with self._noting():
+            super().close()
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            self.disable = True
+            if not _noted:
+                raise
+            _noted[-1].found = True
 
 
 def progress_bar(name: str | None, total: int | None, unit: str, initial: int = 0) -> tqdm:
@@ -19,7 +66,7 @@ def progress_bar(name: str | None, total: int | None, unit: str, initial: int = 
         unit: what is counted.
         initial: units that are done already.
     """
-    return tqdm(
+    return _Bar(
         total=total,
         initial=initial,
         desc=name,

@@ -58,7 +58,8 @@ class Point:
         next_step: the step that the lower optimizer would take at φ; for those that need
             ``OPTIMIZER``.
         steps: the last steps that led to φ, oldest first; for those that need ``STEPS``.
-        memory: what methods note for the next hypergradient of the same problem, by a name each.
+        memory: what methods note for the next hypergradient of the same problem, by a name each:
+            plain values and tensors, which are a part of checkpoints.
     """
 
     lower_loss: Loss

@@ -7,6 +7,7 @@ import warnings
 import torch
 
 from dreamprm.errors import UserError, need_positive, need_whole
+from dreamprm.hypergradients.finite import is_finite
 from dreamprm.hypergradients.interface import UPPER_LOSS, Point
 from dreamprm.hypergradients.precision import PrecisionWarning, mantissa_bits
 from dreamprm.hypergradients.products import lower_gradient, upper_gradient
@@ -63,7 +64,7 @@ def f2sa(
         y = _step(y, lower_gradient(point.lower_loss, y, point.upper), alpha)
         y = _step(y, of_upper, alpha / penalty)
         z = _step(z, lower_gradient(point.lower_loss, z, point.upper), alpha)
-    if not all(bool(p.isfinite().all()) for p in (*y, *z)):
+    if not is_finite([*y, *z]):
         raise UserError(
             f"f2sa is not finite after iterations={iterations} with alpha={alpha}: "
             "alpha must be less than 2 over the largest eigenvalue of the Hessian"

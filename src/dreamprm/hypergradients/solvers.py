@@ -8,6 +8,7 @@ optimizer's (see updates.py).
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import warnings
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dreamprm.errors import UserError, need_at_least, need_positive, need_whole
+from dreamprm.hypergradients.finite import is_finite
 
 Tensors: TypeAlias = list[Tensor]
 Linear: TypeAlias = Callable[[Tensors], Tensors]
@@ -76,7 +78,7 @@ def neumann(
         before, term = term, _add(term, damped(term), -size)
         total = _add(total, term)
         moments += [_dot(before, term), _dot(term, term)]
-    if not all(bool(s.isfinite().all()) for s in total):
+    if not is_finite(total):
         raise UserError(
             f"the Neumann series is not finite after iterations={iterations} with alpha={alpha}: "
             "alpha must be less than 2 over the largest eigenvalue of the Hessian"
@@ -95,8 +97,10 @@ def _warn_of_divergence(moments: list[float], size: float) -> None:
         moments: vᵀBʲv for j = 0, 1, …, 2K.
         size: α.
     """
-    last = moments[-7:]
-    n = (len(last) - 1) // 2
+    # Squares overflow long before the terms do.
+    finite = list(itertools.takewhile(math.isfinite, moments))
+    n = min((len(finite) - 1) // 2, 3)
+    last = finite[(len(finite) - 1) // 2 * 2 - 2 * n :]
     # Where the last terms are rounding, they say nothing.
     if not n or last[0] <= 1e-12 * moments[0]:
         return

@@ -82,6 +82,8 @@ def last_hidden_state(backbone: Any, batch: dict[str, Any]) -> Tensor:
     if keeper is not None:
         keeper.rope_deltas = None
     begun = backbone(**prefixes["inputs"], use_cache=True)
+    # The name is another from transformers 5.24 on.
+    name = "cache" if "cache" in begun else "past_key_values"
     shift = None if keeper is None else keeper.rope_deltas
     starts = lengths[owner][:, None]
     own = starts + torch.arange(int((tokens.sum(1) - starts[:, 0]).max()), device=ids.device)
@@ -91,8 +93,8 @@ def last_hidden_state(backbone: Any, batch: dict[str, Any]) -> Tensor:
         input_ids=ids.gather(1, own.clamp(max=ids.shape[1] - 1)),
         attention_mask=torch.cat([prefixes["inputs"]["attention_mask"][owner], own_tokens], 1),
         position_ids=positions,
-        past_key_values=Cache([_Prefix(layer, owner) for layer in begun.past_key_values.layers]),
         use_cache=True,
+        **{name: Cache([_Prefix(layer, owner) for layer in begun[name].layers])},
     )
     # Place t of a sequence: in the prefix as it is, after it behind the longest prefix.
     longest = begun.last_hidden_state.shape[1]

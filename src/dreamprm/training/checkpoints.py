@@ -20,7 +20,7 @@ from dreamprm.errors import UserError
 log = logging.getLogger("dreamprm")
 
 STATE_FILE, ABOUT_FILE = "state.pt", "checkpoint.json"
-FORMAT = 1  # of the state too: raised whenever what a problem or an engine saves changes
+FORMAT = 2  # of the state too: raised whenever what a problem or an engine saves changes
 OTHER_FORMAT = "is of format {found}, written by another version of dreamprm; this one reads {own}"
 
 
