@@ -376,6 +376,17 @@ def test_truncated_unrolling_goes_through_the_last_steps(count: int) -> None:
         resolve("unrolled").indirect(point, vector, {"iterations": 5})
 
 
+def test_the_differences_of_all_unrolled_steps_are_counted_together() -> None:
+    """Every N-th is looked at, and not the first of every step."""
+    reference = REFERENCES["ridge"]
+    start, alpha, memory = reference.parameters(), [reference.alpha], dict[str, Any]()
+    optimizer = torch.optim.SGD(start, lr=0.5)
+    phi, steps = take_steps(reference.lower, start, alpha, optimizer, start, 4)
+    point = Point(reference.lower, phi, alpha, 52, steps=steps, memory=memory)
+    resolve("unrolled+finite_difference").indirect(point, [torch.ones_like(p) for p in phi], {})
+    assert memory["differences"] == 4 + 3  # a cross product a step, and H between steps
+
+
 def test_unrolling_at_the_optimum_is_a_neumann_series(reference: Reference) -> None:
     """T steps of gradient descent at φ*: α Σ_{j<T} (I − αH)^j, i.e. K = T − 1."""
     step = 1 / largest_eigenvalue(reference)

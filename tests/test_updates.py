@@ -108,6 +108,31 @@ def test_an_entry_that_never_had_a_gradient_has_no_say() -> None:
     assert found[1] == 0  # not NaN, and not 0.1 / 1e-8 either
 
 
+def test_an_entry_whose_gradient_is_zero_for_once_moves_on() -> None:
+    params = draw(0)
+    optimizer = OPTIMIZERS["adam"](params)
+    torch_step(optimizer, params, draw(1), 0.0)
+    rules, state = read_optimizer(optimizer, params)
+    rules = [replace(rule, weight_decay=0.0) for rule in rules]
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    grads = [g.clone() for g in draw(2)]
+    grads[0][1] = 0
+    found, _ = update(rules, [p.clone() for p in params], grads, state)
+    torch_step(optimizer, params, grads, 0.0)
+    assert torch.allclose(found[0], params[0], rtol=1e-12, atol=0)
+
+
+def test_what_was_read_of_the_state_is_a_copy() -> None:
+    params = draw(0)
+    optimizer = OPTIMIZERS["adam"](params)
+    torch_step(optimizer, params, draw(1), 0.0)
+    _, state = read_optimizer(optimizer, params)
+    before = [{name: s.clone() for name, s in one.items()} for one in state]
+    torch_step(optimizer, params, draw(2), 0.0)
+    assert all(torch.equal(a[n], b[n]) for a, b in zip(state, before, strict=True) for n in a)
+
+
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_parameter_without_a_gradient_is_left_as_torch_leaves_it(name: str, clip: float) -> None:
