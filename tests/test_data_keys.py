@@ -57,6 +57,12 @@ def test_auto_tells_the_format_of_every_file(
     assert next(iter(named.train)) == list(found.train)[2]
 
 
+def test_auto_tells_what_is_validated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(write(tmp_path / "a.jsonl", *CANONICAL)), str(write(tmp_path / "b.jsonl", *TRL))]
+    assert main(["validate", *files, "--format", "auto", "--json"]) == 0
+    assert [file["rows"] for file in json.loads(capsys.readouterr().out)["files"]] == [2, 1]
+
+
 @pytest.mark.parametrize("role", ["train", "meta"])
 def test_a_format_that_cannot_be_told_is_one_message(tmp_path: Path, role: str) -> None:
     good = write(tmp_path / "good.jsonl", *CANONICAL)
@@ -141,6 +147,13 @@ def test_what_a_shipped_config_misses_is_named_with_its_origin(
     assert not out.exists()
 
 
+def test_shares_that_leave_nothing_are_named_by_their_keys(tmp_path: Path) -> None:
+    path = write(tmp_path / "one.jsonl", *CANONICAL)
+    keys = [f"data.train={path}", "data.meta_share=0.6", "data.test_share=0.6"]
+    with pytest.raises(UserError, match=r"^data.meta_share 0.6 and data.test_share 0.6 leave noth"):
+        read(tmp_path, *keys)
+
+
 def test_a_run_resumes_on_the_same_data_below_another_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +170,12 @@ def test_a_run_resumes_on_the_same_data_below_another_root(
     command += ["meta_loss=aggregation_mse"]
     assert main([*command, "data.root=here"]) == 0
     assert main([*command, "data.root=there", "--resume"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "run"]) == 2
+    assert "run has no test set: give --selection or --steps" in capsys.readouterr().err
+    (tmp_path / "there" / "train.jsonl").unlink()
+    assert main(["evaluate", "run"]) == 2
+    assert capsys.readouterr().err.strip().endswith("): give --selection or --steps")
     write(tmp_path / "there" / "train.jsonl", *labelled[:1], labelled[1] | {"step_labels": [0, 1]})
     assert main([*command, "data.root=there", "--resume"]) == 2
     assert "other training data" in capsys.readouterr().err

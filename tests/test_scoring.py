@@ -156,5 +156,7 @@ def test_a_mistake_leaves_nothing_to_resume(
     out = tmp_path / "scores.jsonl"
     files = [str(folder / "model"), str(tmp_path / "data.jsonl"), "--out", str(out)]
     assert main(["score", *files]) == 2
-    assert "reads text only" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "reads text only" in printed
+    assert "else --images" in printed
     assert not Path(f"{out}.partial").exists()

@@ -135,6 +135,9 @@ def load_data(config: DataConfig, folder: Path, seed: int, redraw: bool = True) 
     held_out = {
         name: share for name, share in shares.items() if share and not getattr(config, name)
     }
+    if sum(held_out.values()) >= 1:
+        keys = " and ".join(f"data.{name}_share {share}" for name, share in held_out.items())
+        raise UserError(f"{keys} leave nothing to train on: expected less than 1 in sum")
     splits = split_by_question(rows, {"train": 1 - sum(held_out.values()), **held_out}, seed)
     table = splits["train"]
     if config.shuffled_copy is not None:
@@ -199,7 +202,7 @@ def _files(config: DataConfig, role: str) -> list[Path]:
     paths = expand(getattr(config, role), f"data.{role}", config.root)
     formats = {"train": config.format, "meta": config.meta_format}
     format = FORMATS.get(formats.get(role, ""))
-    origin = f", made of {format.origin}" if format is not None and format.origin else ""
+    origin = f" ({format.name} is made of {format.origin})" if format and format.origin else ""
     for path in paths:
         try:
             if not str(path).startswith(HUB):
