@@ -58,7 +58,7 @@ def test_early_stopping_stops_and_stays_stopped(tmp_path: Path) -> None:
 
 
 def test_early_stopping_names_the_metrics_there_are() -> None:
-    with pytest.raises(UserError, match=r"'loss' is not among .* error"):
+    with pytest.raises(UserError, match=r"early stopping, 'loss', is not among .* error"):
         toy(engine=Validating, valid_step=2, early_stopping=True).run()
 
 
@@ -87,7 +87,7 @@ def test_a_metric_that_is_no_number_stops_no_run_early() -> None:
             return {"error": float("nan")}
 
     options = {"valid_step": 2, "early_stopping": True, "early_stopping_metric": "error"}
-    with pytest.raises(FloatingPointError, match=r"^step 2 of the run: early_stopping.* is nan"):
+    with pytest.raises(FloatingPointError, match=r"^step 2 of the run: the metric of early stopping, 'error', is nan"):
         toy(engine=Undefined, **options).run()
 
 
