@@ -21,12 +21,12 @@ class EarlyStopping:
         """Takes the numbers of one validation; True when it is time to stop."""
         if self.metric not in stats:
             raise UserError(
-                f"early_stopping_metric {self.metric!r} is not among the numbers of the "
+                f"the metric of early stopping, {self.metric!r}, is not among the numbers of the "
                 f"validation: {', '.join(sorted(stats)) or 'it gave none'}"
             )
         if math.isnan(stats[self.metric]):
             # It would count for one that has not got better.
-            raise FloatingPointError(f"early_stopping_metric {self.metric!r} is nan")
+            raise FloatingPointError(f"the metric of early stopping, {self.metric!r}, is nan")
         value = self.sign * stats[self.metric]
         if value < self.best:
             self.best, self.since_best = value, 0

@@ -50,7 +50,7 @@ from dreamprm.writing import write_whole
 log = logging.getLogger("dreamprm")
 
 # Where the data lie may change: what they are is in the checkpoint.
-DATA_FILES = ("data.train", "data.meta", "data.test")
+DATA_FILES = ("data.root", "data.train", "data.meta", "data.test")
 
 
 class PRMEngine(ReweightingEngine):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dreamprm.data.batches import to_device
 from dreamprm.errors import UserError
 from dreamprm.hypergradients import Point, indirect_gradient, resolve
+from dreamprm.hypergradients.checkpointing import refusing_reentrant
 from dreamprm.hypergradients.interface import OPTIMIZER, STEPS, Loss
 from dreamprm.hypergradients.precision import Precision
 from dreamprm.hypergradients.randomness import RandomState
@@ -136,7 +137,8 @@ class Problem(ImplicitProblem):
             with naming(self, batch=i):
                 loss, found = self.get_loss(each)
             stats.append(found)
-            vectors = self._backward(loss * share, parameters, vectors)
+            with refusing_reentrant():
+                vectors = self._backward(loss * share, parameters, vectors)
         for path, vector in zip(self._paths, vectors or (), strict=True):
             check_vector(self, path[1], vector)
             self.set_grads(parameters, self._through(path, vector))

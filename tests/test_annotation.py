@@ -318,10 +318,10 @@ def test_what_is_there_is_not_lost(
     partial = Path(f"{out}.partial")
     begun = partial.read_bytes()
     assert "--resume continues it" in refused()
-    assert "begun with another temperature:" in refused("--resume", "temperature=0.5")
+    assert "and this command differ in temperature:" in refused("--resume", "temperature=0.5")
     changed = refused("--resume", "chains=3", "completions=2", "search=first_error")
-    assert "begun with another chains, completions, search:" in changed
-    assert "another grading.rules:" in refused("--resume", "grading.rules={gsm8k: string}")
+    assert "and this command differ in chains, completions, search:" in changed
+    assert "differ in grading.rules:" in refused("--resume", "grading.rules={gsm8k: string}")
     assert "another generator, " in refused("--resume", "generator=openai", "openai.model=x", URL)
     other = tmp_path / "questions.jsonl"
     other.write_text(
@@ -335,7 +335,7 @@ def test_what_is_there_is_not_lost(
     written = out.stat().st_mtime_ns
     assert annotate(folder, out, "--resume") == 0
     assert out.stat().st_mtime_ns == written
-    assert "is of another chains" in refused("--resume", "chains=1")
+    assert "and this command differ in chains" in refused("--resume", "chains=1")
     assert annotate(folder, out, "--overwrite", "chains=1") == 0
     assert len(lines(out)) == 3
 

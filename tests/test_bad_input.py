@@ -208,7 +208,7 @@ SOLUTIONS: dict[str, tuple[Make, str]] = {
     "Parquet of a wrong type": (parquet([ROW | {"id": 7}]), "{path}: row 1: id is 7"),
     "a question in the place of a solution": (
         raw(text(ROW) + text(QUESTION)),
-        "{path}:2: has candidates, as a question of data.test: expected a solution",
+        "{path}:2: has candidates, as a question to select from: expected a solution",
     ),
 }  # fmt: skip
 

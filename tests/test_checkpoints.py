@@ -23,6 +23,7 @@ from dreamprm.training.checkpoints import (
     save_checkpoint,
 )
 from dreamprm.training.metrics import read_metrics
+from dreamprm.writing import UnbufferedFile
 from tests.test_finite_runs import TINY
 from tests.toy import toy
 
@@ -172,14 +173,14 @@ def test_a_full_disk_is_one_message_and_leaves_the_old_ones(folder: Path, size: 
     assert found(folder) == 2
 
 
-@pytest.mark.parametrize("call", ["mkdir", "open"])
+@pytest.mark.parametrize(("of", "call"), [(Path, "mkdir"), (UnbufferedFile, "write")])
 def test_a_read_only_folder_is_one_message(
-    folder: Path, call: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, of: type, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(Path, call, refused)
+    monkeypatch.setattr(of, call, refused)
     with pytest.raises(UserError, match=r"checkpoint .*step-3: Read-only file system$"):
         save_checkpoint(folder, 3, state(3), keep=2)
     monkeypatch.undo()

@@ -83,6 +83,15 @@ def test_images_stay_with_the_file(tmp_path: Path) -> None:
     assert not list((tmp_path / "else").iterdir())
 
 
+def test_solutions_are_counted_and_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="dreamprm")
+    three = [ROW | {"id": name, "outcome": True} for name in "abc"]
+    source = write(tmp_path / "in.jsonl", *three, ROW | {"id": "d", "question": "other?"})
+    convert_file(source, tmp_path / "out.jsonl", "candidates")
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 1
+    assert "out.jsonl: 3 of 4 solutions, in 1 rows" in caplog.text
+
+
 def test_what_is_lost_and_left_out_is_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,10 +106,10 @@ def test_what_is_lost_and_left_out_is_counted(
         convert_file(source, tmp_path / "out.jsonl", "trl")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["labels"] for row in rows] == [[True, False], [True, False]]
-    assert "2 of 4 rows are left out; without a label for every step: 2" in caplog.text
+    assert "2 of 4 solutions are left out; without a label for every step: 2" in caplog.text
     assert (
-        "trl cannot hold answer (1 rows), domain (2 rows), id (2 rows), "
-        "labels between 0 and 1 (1 rows)" in caplog.text
+        "trl cannot hold answer (1 solutions), domain (2 solutions), id (2 solutions), "
+        "labels between 0 and 1 (1 solutions)" in caplog.text
     )
 
 
@@ -112,7 +121,7 @@ def test_what_is_lost_and_left_out_is_counted(
         (["--to", "trl", "--from", "prm80k"], "did you mean 'prm800k'"),
         (
             ["--to", "trl"],
-            "none of the 1 rows can be written as trl, which needs a label for every",
+            "none of the 1 solutions can be written as trl, which needs a label for every",
         ),
         (["--to", "canonical", "--images", "no"], "unknown choice of images 'no'"),
         (["--to", "canonical", "--out", "x.csv"], "ends in '.csv', expected .jsonl or .json"),

@@ -158,3 +158,9 @@ def test_what_is_in_place_comes_back_when_recomputing_fails() -> None:
     with pytest.raises(ZeroDivisionError):
         torch.autograd.grad(loss, list(lent.values()))
     assert all(p is own[name] for name, p in linear.named_parameters())
+
+
+def test_training_through_a_reentrant_checkpoint_is_refused() -> None:
+    """Before any hypergradient: torch has no gradient with respect to chosen parameters there."""
+    with pytest.raises(UserError, match=r"reentrant checkpoint.*use_reentrant=False"):
+        toy(method="t1t2", module=Network(True).double()).run()

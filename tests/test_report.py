@@ -147,14 +147,24 @@ def test_the_command_writes_a_page_for_each_and_one_for_all(
     config.write_text(config.read_text().replace("seed: 0", "seed: 7"))
     assert main(["report", *runs]) == 0
     pages = capsys.readouterr().out.split()
-    assert pages == ["a/run/report.html", "b/run/report.html", "comparison.html"]
-    text = Path("comparison.html").read_text()
+    assert pages == ["a/run/report.html", "b/run/report.html", "a/comparison.html"]
+    assert not list(Path().glob("*.html"))
+    text = Path("a/comparison.html").read_text()
     # Equal names are told apart by their paths; one key differs.
     assert all(f'scope="col" class="num">{run}</th>' in text for run in runs)
     differing = text[text.index('data-key="differences"') :]
     assert re.findall(r'<th scope="row">(\w+)</th>', differing[: differing.index("</table>")]) == [
         "seed"
     ]
+
+
+def test_a_comparison_lies_beside_the_first_run_or_where_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [write_run(tmp_path / "runs" / name) for name in ("a", "b")]
+    monkeypatch.chdir(runs[0])
+    assert write_comparison([".", "../b"]) == tmp_path / "runs" / "comparison.html"
+    assert write_comparison([".", "../b"], "here.html") == Path("here.html")
 
 
 def question(name: str, *candidates: bool) -> SelectionQuestion:

@@ -112,7 +112,7 @@ def test_an_output_is_not_lost(
     killed(folder, out, 3)
     begun = Path(f"{out}.partial").read_bytes()
     assert "--resume continues it" in refused()
-    assert "begun with another --max-tokens" in refused("--resume", "--max-tokens", "151")
+    assert "and this command differ in --max-tokens" in refused("--resume", "--max-tokens", "151")
     other = tmp_path / "other"
     model = ProcessRewardModel.from_pretrained(folder / "model")
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_an_output_is_not_lost(
     rows = solutions()
     save_trajectories(other / "data.jsonl", rows)
     assert score(other, out, "--resume") == 2
-    assert "begun with another model" in capsys.readouterr().err
+    assert "and this command differ in model" in capsys.readouterr().err
     save_trajectories(other / "data.jsonl", [replace(rows[0], question="?"), *rows[1:]])
     assert score(other, out, "--resume") == 2
     assert "config, solutions:" in capsys.readouterr().err
@@ -138,7 +138,7 @@ def test_an_output_is_not_lost(
     assert score(folder, out, "--resume") == 0  # complete: there is nothing to do
     assert out.stat().st_mtime_ns == written
     assert score(other, out, "--resume") == 2  # of another model and another question
-    assert "is of another model, solutions" in capsys.readouterr().err
+    assert "and this command differ in model, solutions" in capsys.readouterr().err
     out = tmp_path
     assert "is a folder" in refused()
     files = [str(folder / "model"), str(folder / "data.jsonl")]
@@ -156,5 +156,7 @@ def test_a_mistake_leaves_nothing_to_resume(
     out = tmp_path / "scores.jsonl"
     files = [str(folder / "model"), str(tmp_path / "data.jsonl"), "--out", str(out)]
     assert main(["score", *files]) == 2
-    assert "reads text only" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "reads text only" in printed
+    assert "else --images" in printed
     assert not Path(f"{out}.partial").exists()

@@ -160,7 +160,7 @@ def test_what_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(command(folder, out, "--overwrite")) == 0
     assert out.read_bytes() == (folder / "whole.jsonl").read_bytes()
     assert main(command(folder, out, "--resume")) == 0  # complete
-    assert "is of another --aggregation" in refused("--resume", "--aggregation", "max")
+    assert "and this command differ in --aggregation" in refused("--resume", "--aggregation", "max")
 
 
 def test_a_model_that_gives_no_numbers_chooses_nothing(

@@ -25,9 +25,13 @@ class SyntheticConfig:
 
 @dataclass
 class DataConfig:
-    """What is trained on. Paths are relative to the working directory."""
+    """What is trained on."""
 
-    # canonical, dreamprm-train, dreamprm-meta, math-vision, gsm8k-solutions
+    # The folder that relative paths of train, meta and test are taken from; itself relative to the
+    # working directory.
+    root: str = "."
+    # Of the files of `train`: canonical, gsm8k-solutions, or any other that docs/data.md lists;
+    # auto: told by each file's first rows.
     format: str = "canonical"
     # Files, patterns of file names such as parts/*.jsonl, and hub:NAME or hub:NAME:SPLIT.
     train: list[str] = field(default_factory=list)

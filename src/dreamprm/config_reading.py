@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
@@ -12,11 +13,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dreamprm.errors import UserError, unknown_name
+from dreamprm.errors import UserError, shown, unknown_name
 from dreamprm.interpolations import refuse_dollars, refuse_resolvers
 from dreamprm.writing import write_whole
 
 Schema = TypeVar("Schema")
+_SCALAR = (str, int, float)  # what YAML makes of a name
 
 
 def shipped_configs() -> list[str]:
@@ -46,16 +48,15 @@ def read_config(
     text, where = _read(config)
     found = _values(text, where)
     merged = OmegaConf.structured(schema)
-    _refuse_unknown(found, schema, where)
+    found = _as_schema(found, schema, where)
     refuse_resolvers(found, where)
     merged = _merge(merged, OmegaConf.create(found), where)
     for override in overrides:
         _key, equals, _ = override.partition("=")
         if not equals:
             raise UserError(f"{override!r} is not of the form key=value")
-        change = _dotlist(override)
-        _refuse_unknown(OmegaConf.to_container(change), schema, f"{override!r}")
-        merged = _merge(merged, change, f"{override!r}")
+        change = _as_schema(OmegaConf.to_container(_dotlist(override)), schema, f"{override!r}")
+        merged = _merge(merged, OmegaConf.create(change), f"{override!r}")
     merged = _resolved(merged, schema, where, overrides)
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
@@ -185,15 +186,34 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _refuse_unknown(found: Any, schema: type, where: str, prefix: str = "") -> None:
-    """Names the nearest right key for one that does not exist."""
-    if not isinstance(found, dict):
-        return
-    known = {f.name: f for f in fields(schema)}
+def _as_schema(found: Any, schema: type, where: str, prefix: str = "") -> dict[str, Any]:
+    """The values under the schema's keys, a single string in the place of a list as a list of one.
+
+    Raises:
+        UserError: a key does not exist, the message having the nearest right one; or a value is no
+            list, or no keys and values, where the schema has those.
+    """
+    known = {f.name: f.default_factory for f in fields(schema)}
+    result = {}
     for key, value in found.items():
         if key not in known:
             full = [prefix + name for name in known]
             raise UserError(f"{where}: " + unknown_name("key", f"{prefix}{key}", full))
-        inner = known[key].default_factory
-        if isinstance(inner, type) and is_dataclass(inner):
-            _refuse_unknown(value, inner, where, f"{prefix}{key}.")
+        kind = known[key]
+        reference = isinstance(value, str) and re.fullmatch(r"\$\{[^{}]*\}", value)
+        if kind is list and not reference:
+            value = [value] if isinstance(value, str) else value
+            if not isinstance(value, list) or not all(isinstance(v, _SCALAR) for v in value):
+                raise _wrong_kind(where, prefix + key, value, "a name or a list of names")
+        elif isinstance(kind, type) and kind is not list and not reference:
+            if not isinstance(value, dict):
+                raise _wrong_kind(where, prefix + key, value, "keys and values")
+            if is_dataclass(kind):
+                value = _as_schema(value, kind, where, f"{prefix}{key}.")
+        result[key] = value
+    return result
+
+
+def _wrong_kind(where: str, key: str, value: Any, expected: str) -> UserError:
+    found = "empty" if value is None else shown(value)
+    return UserError(f"{where}: {key} is {found}, expected {expected}")

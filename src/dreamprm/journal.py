@@ -38,7 +38,7 @@ class Journal:
             changed += [key for key in header if key not in of]
             if changed:
                 raise UserError(
-                    f"{path} was begun with another {', '.join(changed)}: "
+                    f"{path} and this command differ in {', '.join(changed)}: "
                     "resume with the same, or --overwrite it"
                 )
         self.pieces: list[dict[str, Any]] = [json.loads(line) for line in lines[1:]]
@@ -102,7 +102,8 @@ def is_finished(out: str | Path, of: Mapping[str, Any]) -> bool:
         ) from error
     changed = sorted(key for key in {*known, *of} if known.get(key) != of.get(key))
     if changed:
-        raise UserError(f"{out} is of another {', '.join(changed)}: --overwrite replaces it")
+        differing = ", ".join(changed)
+        raise UserError(f"{out} and this command differ in {differing}: --overwrite replaces it")
     return True
 
 

@@ -43,6 +43,25 @@ class UnbufferedFile(io.FileIO):
 
 
 @contextmanager
+def synced_file(path: Path) -> Iterator[UnbufferedFile]:
+    """A new file to write to, which is on disk when the block ends without an error."""
+    with UnbufferedFile(path, "w") as file:
+        yield file
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the names in a folder on disk, where the system does that."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def whole_file(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
     """A file to write to, which takes its place when the block ends without an error.
 

@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
     report.add_argument(
         "--out",
         metavar="FILE",
-        help="default: RUN/report.html; of several runs comparison.html, beside each one's own",
+        help="default: RUN/report.html; of several, comparison.html beside the first RUN",
     )
     report.add_argument(
         "--evaluation",
@@ -35,5 +35,4 @@ def run(options: argparse.Namespace) -> None:
         return
     for folder in options.runs:
         print(write_report(folder))
-    more = {"out": options.out} if options.out is not None else {}
-    print(write_comparison(options.runs, evaluation=options.evaluation, **more))
+    print(write_comparison(options.runs, options.out, options.evaluation))

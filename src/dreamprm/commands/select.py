@@ -12,7 +12,11 @@ def add(commands: Commands) -> None:
     select = commands.add_parser("select", help="pick the best of every question's candidates")
     select.add_argument("model", metavar="MODEL", help="a folder written by train, or its model/")
     select.add_argument("data", metavar="DATA", help="questions with candidates, or trajectories")
-    select.add_argument("--format", default="canonical", help="of DATA (default: canonical)")
+    select.add_argument(
+        "--format",
+        default="canonical",
+        help="of DATA; auto: told by its first rows (default: canonical)",
+    )
     select.add_argument(
         "--aggregation",
         default="mean_logit",

@@ -21,7 +21,9 @@ def add(commands: Commands) -> None:
     ):  # fmt: skip
         validate.add_argument(f"--{role}", nargs="+", default=[], metavar="DATA", help=what)
     validate.add_argument(
-        "--format", default="canonical", help="of DATA and --train (default: canonical)"
+        "--format",
+        default="canonical",
+        help="of DATA and --train; auto: told by the first rows (default: canonical)",
     )
     validate.add_argument("--meta-format", help="of --meta (default: as --format)")
     validate.add_argument("--images", default="require", help="require, skip_missing or ignore")
@@ -33,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     """Checks, prints the report, and fails where something must be fixed."""
     import json
 
-    from dreamprm.data.formats import FORMATS, IMAGE_CHOICES
+    from dreamprm.data.formats import AUTO, FORMATS, IMAGE_CHOICES, find_format
     from dreamprm.data.leaks import as_json, check_sets
     from dreamprm.data.sources import expand
     from dreamprm.data.validation import Images, check_file
@@ -44,8 +46,8 @@ def run(options: argparse.Namespace) -> None:
     formats = {role: options.format for role in ("data", "train")} | {"test": "canonical"}
     formats["meta"] = options.meta_format or options.format
     for format in formats.values():
-        if format not in FORMATS:
-            raise UserError(unknown_name("format", format, FORMATS))
+        if format not in (*FORMATS, AUTO):
+            raise UserError(unknown_name("format", format, [*FORMATS, AUTO]))
     if options.images not in IMAGE_CHOICES:
         raise UserError(unknown_name("choice of images", options.images, IMAGE_CHOICES))
     named = [
@@ -59,7 +61,8 @@ def run(options: argparse.Namespace) -> None:
     files = []
     for path, role in named:
         with progress_bar(f"validate {path.name}", None, "row") as bar:
-            for report in check_file(path, role, formats[role], images):
+            format = find_format(formats[role], path).name
+            for report in check_file(path, role, format, images):
                 bar.update(report.rows - bar.n)
         files.append(report)
     found = as_json(files, check_sets(files))

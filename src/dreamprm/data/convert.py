@@ -33,7 +33,7 @@ def convert_file(
     """Writes a file of trajectories in another format, whole or not at all.
 
     One warning says what the reader left out, one what the written format cannot hold, each with
-    the number of rows.
+    the number of rows or solutions.
 
     Args:
         source: a file, or for some formats a folder.
@@ -61,7 +61,7 @@ def convert_file(
     rows = iterate_trajectories(source, read.name, images)
     if domain is not None:
         rows = (replace(row, domain=domain) for row in rows)
-    with logging_redirect_tqdm(), progress_bar("convert", None, " rows") as bar:
+    with logging_redirect_tqdm(), progress_bar("convert", None, " solutions") as bar:
         counted = _Counted(rows, written, bar)
         assert written.write is not None
         save_rows(out, counted.all_written(written.write(counted, out.parent)))
@@ -82,7 +82,8 @@ class _Counted:
 
     def __init__(self, rows: Iterable[Trajectory], format: Format, bar: tqdm) -> None:
         self.rows, self.format, self.bar = rows, format, bar
-        self.total = self.kept = 0
+        # Solutions, of which a row may hold several, or a part; and rows of the written file.
+        self.total = self.kept = self.written = 0
         self.lost: Counter[str] = Counter()
         self.without: Counter[str] = Counter()
 
@@ -100,19 +101,21 @@ class _Counted:
 
     def all_written(self, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The written rows; refuses in the end if there is none, so that no file comes to be."""
-        yield from records
+        for record in records:
+            self.written += 1
+            yield record
         if not self.kept:
             raise UserError(
-                f"none of the {self.total} rows can be written as {self.format.name}, which needs "
-                + " and ".join(sorted(self.format.needs))
+                f"none of the {self.total} solutions can be written as {self.format.name}, which "
+                "needs " + " and ".join(sorted(self.format.needs))
             )
 
     def say(self, out: Path) -> None:
         """What was written, what was left out, and what was lost."""
-        log.info("%s: %d rows of %d", out, self.kept, self.total)
+        log.info("%s: %d of %d solutions, in %d rows", out, self.kept, self.total, self.written)
         if self.without:
             log.warning(
-                "%s: %d of %d rows are left out; without %s",
+                "%s: %d of %d solutions are left out; without %s",
                 out,
                 self.total - self.kept,
                 self.total,
@@ -123,5 +126,5 @@ class _Counted:
                 "%s: %s cannot hold %s",
                 out,
                 self.format.name,
-                ", ".join(f"{what} ({count} rows)" for what, count in self.lost.items()),
+                ", ".join(f"{what} ({count} solutions)" for what, count in self.lost.items()),
             )

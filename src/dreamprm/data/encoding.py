@@ -74,7 +74,7 @@ class Encoder:
         if trajectory.images and self.images is None:
             raise UserError(
                 f"trajectory {trajectory.id!r} has images, but the backbone reads text only; "
-                "set data.images=ignore to train on the text alone"
+                "images=ignore leaves them out (in a config data.images, else --images)"
             )
         return self._rows(trajectory, self._image_tokens(trajectory))
 

@@ -14,7 +14,15 @@ import numpy as np
 
 from dreamprm.config import DataConfig
 from dreamprm.data.digests import Contents, data_digests
-from dreamprm.data.formats import FORMATS, Item, load_questions, load_trajectories, with_images
+from dreamprm.data.formats import (
+    AUTO,
+    FORMATS,
+    Item,
+    find_format,
+    load_questions,
+    load_trajectories,
+    with_images,
+)
 from dreamprm.data.rows import HUB
 from dreamprm.data.splits import label_steps_by_outcome, shuffled_copy, split_by_question
 from dreamprm.data.stored import open_stored, stored_contents
@@ -116,16 +124,20 @@ def load_data(config: DataConfig, folder: Path, seed: int, redraw: bool = True) 
         )
     if not config.train:
         raise UserError("data.train names no file, and data.synthetic.domains no domain")
-    paths = expand(config.train, "data.train")
-    meta_paths, test_paths = expand(config.meta, "data.meta"), expand(config.test, "data.test")
+    paths, meta_paths, test_paths = (_files(config, role) for role in ("train", "meta", "test"))
+    formats = _formats(paths, config.format, "data.format")
+    meta_formats = _formats(meta_paths, config.meta_format, "data.meta_format")
     streamed = _is_streamed(config, paths)
     if streamed:
         log.info("the training data stay on disk (data.streaming=%s)", config.streaming)
-    rows = _read(paths, config, streamed)
+    rows = _read(paths, formats, config.images, streamed)
     shares = {"meta": config.meta_share, "test": config.test_share}
     held_out = {
         name: share for name, share in shares.items() if share and not getattr(config, name)
     }
+    if sum(held_out.values()) >= 1:
+        keys = " and ".join(f"data.{name}_share {share}" for name, share in held_out.items())
+        raise UserError(f"{keys} leave nothing to train on: expected less than 1 in sum")
     splits = split_by_question(rows, {"train": 1 - sum(held_out.values()), **held_out}, seed)
     table = splits["train"]
     if config.shuffled_copy is not None:
@@ -135,37 +147,43 @@ def load_data(config: DataConfig, folder: Path, seed: int, redraw: bool = True) 
         table = label_steps_by_outcome(table)
     meta = list(splits.get("meta", [])) + [
         row
-        for path in meta_paths
-        for row in load_trajectories(path, config.meta_format, images=config.images)
+        for path, format in zip(meta_paths, meta_formats, strict=True)
+        for row in load_trajectories(path, format, images=config.images)
     ]
     test = group_candidates(list(splits.get("test", []))) + [
         question for path in test_paths for question in load_questions(path, images=config.images)
     ]
-    stored = (
-        [stored_contents(path, config.format, config.images) for path in paths] if streamed else []
-    )
+    stored = [
+        stored_contents(path, format, config.images)
+        for path, format in zip(paths if streamed else [], formats, strict=False)
+    ]
     return RunData(table, meta, test, stored)
 
 
-def expand(names: Sequence[str], key: str) -> list[Path]:
+def expand(names: Sequence[str], key: str, root: str = ".") -> list[Path]:
     """Files from names, patterns such as ``parts/*.jsonl``, and data sets of the hub.
 
     Args:
         names: as they are given; the files of a pattern come in the order of their names.
         key: of the config, for the message.
+        root: the folder that relative ones are taken from.
 
     Raises:
         UserError: a pattern matches nothing, or a file is named twice.
     """
     found: list[Path] = []
     for name in names:
-        if name.startswith(HUB) or os.path.exists(name) or not glob.has_magic(name):
+        if name.startswith(HUB):
             found.append(Path(name))
             continue
-        matches = sorted(glob.glob(name, recursive=True))
+        path = Path(root, name)
+        if os.path.exists(path) or not glob.has_magic(name):
+            found.append(path)
+            continue
+        matches = sorted(glob.glob(name, root_dir=root, recursive=True))
         if not matches:
-            raise UserError(f"{key}: no file matches {name!r}")
-        found += map(Path, matches)
+            raise UserError(f"{key}: no file matches {str(path)!r}")
+        found += [Path(root, match) for match in matches]
     for place, path in enumerate(found):
         if path in found[:place]:
             raise UserError(f"{key}: {path} is named twice")
@@ -179,19 +197,51 @@ def _is_streamed(config: DataConfig, paths: Sequence[Path]) -> bool:
     return size > STREAM_ABOVE or any(str(path).startswith(HUB) for path in paths)
 
 
-def _read(paths: Sequence[Path], config: DataConfig, streamed: bool) -> TrajectoryTable:
-    if config.format not in FORMATS:
-        raise UserError(unknown_name("format", config.format, FORMATS))
+def _files(config: DataConfig, role: str) -> list[Path]:
+    """The files of ``train``, ``meta`` or ``test``; where one is missing, it is said where from."""
+    paths = expand(getattr(config, role), f"data.{role}", config.root)
+    formats = {"train": config.format, "meta": config.meta_format}
+    format = FORMATS.get(formats.get(role, ""))
+    origin = f" ({format.name} is made of {format.origin})" if format and format.origin else ""
+    for path in paths:
+        try:
+            if not str(path).startswith(HUB):
+                path.stat()
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: NUL
+            raise UserError(
+                f"data.{role}: there is no file {path}{origin}; relative paths are taken from "
+                f"data.root, which is {config.root!r}"
+            ) from error
+        except OSError as error:
+            raise UserError(f"data.{role}: cannot read {path}: {error.strerror}") from error
+    return paths
+
+
+def _formats(paths: Sequence[Path], name: str, key: str) -> list[str]:
+    """The format of every file: the same, or for ``auto`` as its rows tell."""
+    if name != AUTO and name not in FORMATS:
+        raise UserError(unknown_name(key, name, [*FORMATS, AUTO]))
+    found = []
+    for path in paths:
+        try:
+            found.append(find_format(name, path).name)
+        except UserError as error:
+            raise UserError(f"{key}={name}: {error}") from error
+        if name == AUTO:
+            log.info("%s is read as %s", path, found[-1])
+    return found
+
+
+def _read(
+    paths: Sequence[Path], formats: Sequence[str], images: str, streamed: bool
+) -> TrajectoryTable:
+    files = zip(paths, formats, strict=True)
     if streamed:
         return TrajectoryTable.concatenate(
-            [open_stored(path, config.format, config.images) for path in paths]
+            [open_stored(path, format, images) for path, format in files]
         )
     return TrajectoryTable.of(
-        [
-            row
-            for path in paths
-            for row in load_trajectories(path, config.format, images=config.images)
-        ]
+        [row for path, format in files for row in load_trajectories(path, format, images=images)]
     )
 
 

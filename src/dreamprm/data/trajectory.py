@@ -57,7 +57,7 @@ class Trajectory:
             UserError: a key is missing, unknown or of the wrong type, or a value out of range.
         """
         if "candidates" in record:
-            raise UserError("has candidates, as a question of data.test: expected a solution")
+            raise UserError("has candidates, as a question to select from: expected a solution")
         check_keys(record, _TRAJECTORY_KEYS, ("id", "question", "steps"))
         steps = _steps(record["steps"])
         return cls(

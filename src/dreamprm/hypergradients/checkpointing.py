@@ -9,8 +9,8 @@ function modes of the forward pass, of which the rules of forward mode are one.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,23 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from dreamprm.errors import UserError
+
+REENTRANT = (
+    "the loss calls a reentrant checkpoint, which has no derivatives here: give "
+    "torch.utils.checkpoint use_reentrant=False, or a Hugging Face model "
+    'gradient_checkpointing_enable({"use_reentrant": False})'
+)
+
+
+@contextmanager
+def refusing_reentrant() -> Iterator[None]:
+    """Within it, that torch refuses the backward pass of a reentrant checkpoint is a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise UserError(REENTRANT) from error
 
 
 def recomputing_alike(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -115,9 +132,5 @@ def _refuse_reentrant() -> None:
     frame = sys._getframe(2)
     while frame is not None:
         if frame.f_code.co_qualname == "CheckpointFunction.forward":
-            raise UserError(
-                "the loss calls a reentrant checkpoint, which has no derivatives here: "
-                "give torch.utils.checkpoint use_reentrant=False, or a Hugging Face model "
-                'gradient_checkpointing_enable({"use_reentrant": False})'
-            )
+            raise UserError(REENTRANT)
         frame = frame.f_back  # type: ignore[assignment]

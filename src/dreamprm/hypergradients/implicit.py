@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dreamprm.errors import UserError
+from dreamprm.hypergradients.gradients import lower_gradient
 from dreamprm.hypergradients.interface import (
     OPTIMIZER,
     Point,
@@ -27,7 +28,6 @@ from dreamprm.hypergradients.products import (
     ForwardMode,
     NoForwardMode,
     Product,
-    lower_gradient,
 )
 from dreamprm.hypergradients.solvers import Tensors, identity, sama
 from dreamprm.hypergradients.updates import preconditioner

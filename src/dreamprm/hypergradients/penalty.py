@@ -8,9 +8,9 @@ import torch
 
 from dreamprm.errors import UserError, need_positive, need_whole
 from dreamprm.hypergradients.finite import is_finite
+from dreamprm.hypergradients.gradients import lower_gradient, upper_gradient
 from dreamprm.hypergradients.interface import UPPER_LOSS, Point
 from dreamprm.hypergradients.precision import PrecisionWarning, mantissa_bits
-from dreamprm.hypergradients.products import lower_gradient, upper_gradient
 from dreamprm.hypergradients.solvers import Tensors
 
 

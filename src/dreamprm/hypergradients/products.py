@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
@@ -28,6 +28,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dreamprm.errors import UserError, need_positive, need_whole
 from dreamprm.hypergradients.forward_rules import ForwardRules, ReverseRules
+from dreamprm.hypergradients.gradients import (
+    grad,
+    leaves,
+    lower_gradient,
+    refuse_independence,
+    scalar,
+    upper_gradient,
+)
 from dreamprm.hypergradients.interface import Loss
 from dreamprm.hypergradients.nodes import keeping_tangents, need_second_derivatives
 from dreamprm.hypergradients.precision import Precision, PrecisionWarning
@@ -66,14 +74,14 @@ class DoubleBackward:
     requires: ClassVar[str] = "second derivatives"
 
     def __init__(self, loss: Loss, lower: Tensors, upper: Tensors) -> None:
-        self.lower, self.upper = _leaves(lower), _leaves(upper)
+        self.lower, self.upper = leaves(lower), leaves(upper)
         with sdpa_kernel(SDPBackend.MATH):
             with ReverseRules():
-                value = _scalar(loss(self.lower, self.upper))
-            _refuse_independence(value, self.upper)
+                value = scalar(loss(self.lower, self.upper))
+            refuse_independence(value, self.upper)
             with _refusing("double backward", "forward"):
                 need_second_derivatives(value)
-                self.gradient = _grad(value, self.lower, create_graph=True)
+                self.gradient = grad(value, self.lower, create_graph=True)
 
     def hvp(self, q: Tensors) -> Tensors:
         """(∂²L/∂φ²) q, by the gradient of ∇_φ L · q."""
@@ -89,7 +97,7 @@ class DoubleBackward:
             return [torch.zeros_like(x) for x in inputs]
         gradients, vectors = zip(*parts, strict=True)
         with sdpa_kernel(SDPBackend.MATH), _refusing("double backward", "forward"):
-            return _grad(gradients, inputs, grad_outputs=vectors, retain_graph=True)
+            return grad(gradients, inputs, grad_outputs=vectors, retain_graph=True)
 
 
 class ForwardMode:
@@ -115,9 +123,9 @@ class ForwardMode:
         """(∂²L/∂φ²) q: the tangents of ∇_φ L along q."""
 
         def gradient(duals: Tensors) -> Tensors:
-            return _grad(_scalar(self.loss(duals, [a.detach() for a in self.upper])), duals)
+            return grad(scalar(self.loss(duals, [a.detach() for a in self.upper])), duals)
 
-        return _tangents(gradient, _leaves(self.lower), q, self.lower)
+        return _tangents(gradient, leaves(self.lower), q, self.lower)
 
     def cross(self, q: Tensors) -> Tensors:
         """(∂²L/∂α∂φ)ᵀ q: the tangents of ∇_α L along q."""
@@ -187,8 +195,8 @@ class FiniteDifference:
         UserError: an option is out of its range.
 
     Warns:
-        PrecisionWarning: the loss runs in less than fp32, where differences are mostly rounding; or
-            the two steps disagree by more than 10 %.
+        PrecisionWarning: the loss runs in less than fp32, where differences are mostly rounding;
+            the two steps disagree by more than 10 %; or rounding takes as much of a step itself.
     """
 
     requires: ClassVar[str] = "at least fp32"
@@ -253,9 +261,12 @@ class FiniteDifference:
         found = self._difference(gradient, q, step)
         taken = self.memory.get("differences", 0)
         self.memory["differences"] = taken + 1
-        if self.check_every and taken % self.check_every == 0 and (length := norm(found)):
+        if self.check_every and taken % self.check_every == 0:
             other = self._difference(gradient, q, 2 * step)
-            apart = norm([a - b for a, b in zip(found, other, strict=True)]) / length
+            apart = norm(_minus(found, other)) / (norm(found) or 1.0)
+            moved = _minus(_moved(self.lower, q, step), self.lower)
+            rounded = norm([m.detach() - step * v for m, v in zip(moved, q, strict=True)])
+            apart = max(apart, rounded / (step * norm(q)))  # of a step that is too short for φ
             if apart > DISAGREEMENT:
                 warnings.warn(
                     f"finite differences of two steps are {apart:.0%} apart, of which neither can "
@@ -269,14 +280,17 @@ class FiniteDifference:
         self, gradient: Callable[[Loss, Tensors, Tensors], Tensors], q: Tensors, step: float
     ) -> Tensors:
         ahead, behind = (
-            gradient(
-                self._value,
-                [torch.add(p.detach(), v, alpha=h) for p, v in zip(self.lower, q, strict=True)],
-                self.upper,
-            )
-            for h in (step, -step)
+            gradient(self._value, _moved(self.lower, q, h), self.upper) for h in (step, -step)
         )
-        return [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
+        return [d / (2 * step) for d in _minus(ahead, behind)]
+
+
+def _moved(point: Tensors, q: Tensors, step: float) -> Tensors:
+    return [torch.add(p.detach(), v, alpha=step) for p, v in zip(point, q, strict=True)]
+
+
+def _minus(left: Tensors, right: Tensors) -> Tensors:
+    return [a - b for a, b in zip(left, right, strict=True)]
 
 
 PRODUCTS: dict[str, Callable[..., Product]] = {
@@ -284,66 +298,3 @@ PRODUCTS: dict[str, Callable[..., Product]] = {
     "forward": ForwardMode,
     "finite_difference": FiniteDifference,
 }
-
-
-def lower_gradient(loss: Loss, lower: Tensors, upper: Tensors) -> Tensors:
-    """∇_φ L, shaped as φ."""
-    leaves = _leaves(lower)
-    return _grad(_scalar(loss(leaves, [a.detach() for a in upper])), leaves)
-
-
-def upper_gradient(loss: Loss, lower: Tensors, upper: Tensors) -> Tensors:
-    """∇_α L, shaped as α; no graph over the backbone.
-
-    Raises:
-        UserError: L does not depend on α.
-    """
-    leaves = _leaves(upper)
-    value = _scalar(loss(lower, leaves))
-    _refuse_independence(value, leaves)
-    return _grad(value, leaves)
-
-
-def _leaves(tensors: Sequence[Tensor]) -> Tensors:
-    """The same values as leaves of a new graph; the caller's tensors and their grads stay."""
-    return [t.detach().requires_grad_() for t in tensors]
-
-
-def _grad(
-    outputs: Tensor | Sequence[Tensor],
-    inputs: Tensors,
-    grad_outputs: Sequence[Tensor] | None = None,
-    create_graph: bool = False,
-    retain_graph: bool | None = None,
-) -> Tensors:
-    """autograd.grad with zeros for what the outputs do not depend on."""
-    if isinstance(outputs, Tensor) and not outputs.requires_grad:
-        return [torch.zeros_like(x) for x in inputs]
-    return list(
-        torch.autograd.grad(
-            outputs,
-            inputs,
-            grad_outputs,
-            retain_graph,
-            create_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    )
-
-
-def _scalar(loss: Tensor) -> Tensor:
-    if loss.numel() != 1:
-        raise UserError(f"the lower loss has shape {tuple(loss.shape)}, expected a scalar")
-    return loss.reshape(())
-
-
-def _refuse_independence(loss: Tensor, upper: Tensors) -> None:
-    """A hypergradient of zero would be right and useless: most likely a weight was forgotten."""
-    grads: Sequence[Tensor | None] = (
-        torch.autograd.grad(loss, upper, retain_graph=True, allow_unused=True)
-        if loss.requires_grad
-        else [None]
-    )
-    if all(g is None for g in grads):
-        raise UserError("the lower loss does not depend on the upper parameters")

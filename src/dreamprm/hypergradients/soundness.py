@@ -16,9 +16,10 @@ from torch import Tensor
 
 from dreamprm.errors import UserError
 from dreamprm.hypergradients.checkpointing import recomputing_alike
+from dreamprm.hypergradients.gradients import lower_gradient, upper_gradient
 from dreamprm.hypergradients.interface import Loss
 from dreamprm.hypergradients.operations import Function, Operation, drawn
-from dreamprm.hypergradients.products import PRODUCTS, lower_gradient, upper_gradient
+from dreamprm.hypergradients.products import PRODUCTS
 from dreamprm.hypergradients.randomness import same_randomness
 from dreamprm.hypergradients.solvers import Tensors, norm
 

@@ -20,6 +20,7 @@ import torch
 from torch.optim import Optimizer
 
 from dreamprm.errors import UserError, need_whole
+from dreamprm.hypergradients.gradients import lower_gradient
 from dreamprm.hypergradients.interface import (
     STEPS,
     Loss,
@@ -28,7 +29,7 @@ from dreamprm.hypergradients.interface import (
     keywords,
     refuse_unknown_options,
 )
-from dreamprm.hypergradients.products import CONTEXT, DoubleBackward, Product, lower_gradient
+from dreamprm.hypergradients.products import CONTEXT, DoubleBackward, Product
 from dreamprm.hypergradients.randomness import RandomState, past_randomness
 from dreamprm.hypergradients.solvers import Tensors, norm
 from dreamprm.hypergradients.updates import State, read_optimizer, update

@@ -87,7 +87,13 @@ def held_out_set(run: str, images: str = "require") -> DataSet:
         # As it was written when the run began; load_data would draw it anew.
         questions = load_questions(folder / BUILT_IN / "test.jsonl", images=config.data.images)
     else:
-        questions = load_data(config.data, folder, config.seed).test
+        try:
+            questions = load_data(config.data, folder, config.seed).test
+        except UserError as error:
+            raise UserError(
+                f"the test set of {run} cannot be read as {CONFIG_FILE} there says ({error}): "
+                "give --selection or --steps"
+            ) from error
     if not questions:
         raise UserError(f"{run} has no test set: give --selection or --steps")
     summary = folder / SUMMARY_FILE

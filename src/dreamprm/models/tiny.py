@@ -113,8 +113,8 @@ def tiny_backbone(
         raise UserError(unknown_name("tiny backbone", name, TINY_BACKBONES))
     if width < 32 or heads < 1 or width % (8 * heads):
         raise UserError(
-            f"a tiny backbone of width {width} cannot have {heads} heads: "
-            "expected at least 32, and a multiple of 8 a head"
+            f"a tiny backbone of width {width} (model.tiny.width) cannot have {heads} heads "
+            "(model.tiny.heads): expected a width of at least 32, and a multiple of 8 a head"
         )
     text = {
         "vocab_size": len(tokenizer),

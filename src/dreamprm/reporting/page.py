@@ -52,16 +52,25 @@ def write_report(
 
 def write_comparison(
     runs: Sequence[str | Path],
-    out: str | Path = COMPARISON_FILE,
+    out: str | Path | None = None,
     evaluation: str | Path | None = None,
 ) -> Path:
-    """Writes a page that has runs beside each other, whole or not at all; see ``write_report``."""
+    """Writes a page that has runs beside each other, whole or not at all; see ``write_report``.
+
+    Where ``out`` is None, that is ``comparison.html`` beside the first run's folder.
+    """
     found = [read_run(run) for run in runs]
     file = read_evaluation(Path(evaluation)) if evaluation is not None else None
     comparison = compare(found, file)
     page = _environment().get_template("comparison.html")
-    _write(Path(out), page.render(labels=labels_of(found), runs=found, comparison=comparison))
-    return Path(out)
+    path = Path(out) if out is not None else _beside(found[0].folder) / COMPARISON_FILE
+    _write(path, page.render(labels=labels_of(found), runs=found, comparison=comparison))
+    return path
+
+
+def _beside(folder: Path) -> Path:
+    """The folder that a folder is in; ``.`` and ``..`` do not say which."""
+    return folder.parent if folder.name not in ("", "..") else folder.resolve().parent
 
 
 def render_report(run: Run) -> str:

@@ -8,14 +8,14 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import xxhash
 
 from dreamprm.errors import UserError
+from dreamprm.writing import UnbufferedFile, sync_folder, synced_file, writing
 
 log = logging.getLogger("dreamprm")
 
@@ -35,30 +35,30 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
         UserError: it cannot be written; what was there stays.
     """
     target, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
-    try:
-        _restore_replaced(folder)
-        for left in folder.glob(".step-*.partial"):
-            shutil.rmtree(left)
-        partial.mkdir(parents=True)
-        about = {"format": FORMAT, "step": step, **_write_state(partial / STATE_FILE, state)}
-        about["of_this"] = _digest_of(about)
-        _write(partial / ABOUT_FILE, lambda file: file.write(json.dumps(about).encode() + b"\n"))
-        _flush(partial)
-        replaced = folder / f".step-{step}.replaced"
-        if target.exists():
-            os.replace(target, replaced)
-        os.replace(partial, target)
-        _flush(folder)
-        _flush(folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-        steps = checkpoint_steps(folder)
-        kept = [each for each in steps if each <= step][-keep:]
-        for old in set(steps) - set(kept):
-            shutil.rmtree(folder / f"step-{old}")
-    except OSError as error:
-        raise UserError(f"cannot write checkpoint {target}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with writing(f"checkpoint {target}"):
+        try:
+            _restore_replaced(folder)
+            for left in folder.glob(".step-*.partial"):
+                shutil.rmtree(left)
+            partial.mkdir(parents=True)
+            about = {"format": FORMAT, "step": step, **_write_state(partial / STATE_FILE, state)}
+            about["of_this"] = _digest_of(about)
+            with synced_file(partial / ABOUT_FILE) as file:
+                file.write(json.dumps(about).encode() + b"\n")
+            sync_folder(partial)
+            replaced = folder / f".step-{step}.replaced"
+            if target.exists():
+                os.replace(target, replaced)
+            os.replace(partial, target)
+            sync_folder(folder)
+            sync_folder(folder.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
+            steps = checkpoint_steps(folder)
+            kept = [each for each in steps if each <= step][-keep:]
+            for old in set(steps) - set(kept):
+                shutil.rmtree(folder / f"step-{old}")
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -137,7 +137,7 @@ def _damage(path: Path, step: int) -> str | None:
 class _Summed:
     """A file that sums up what is written to it, and keeps an error that torch replaces."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: UnbufferedFile) -> None:
         self.file = file
         self.sum, self.size = xxhash.xxh3_128(), 0
         self.error: OSError | None = None
@@ -152,13 +152,12 @@ class _Summed:
             raise
 
     def flush(self) -> None:
-        self.file.flush()
+        """Nothing waits to be written."""
 
 
 def _write_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     """Writes a state; gives its size and its sum."""
-
-    def save(file: BinaryIO) -> dict[str, Any]:
+    with synced_file(path) as file:
         summed = _Summed(file)
         try:
             torch.save(state, summed)  # type: ignore[arg-type]
@@ -167,29 +166,7 @@ def _write_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
             if summed.error is not None:
                 raise summed.error from None
             raise
-        return {"bytes": summed.size, "xxh3_128": summed.sum.hexdigest()}
-
-    return _write(path, save)
-
-
-def _write(path: Path, write: Callable[[BinaryIO], Any]) -> Any:
-    """Writes a file through to the disk."""
-    with path.open("wb") as file:
-        found = write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    return found
-
-
-def _flush(folder: Path) -> None:
-    """Flushes the names in a folder to the disk, where the system does that."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {"bytes": summed.size, "xxh3_128": summed.sum.hexdigest()}
 
 
 def _restore_replaced(folder: Path) -> None:

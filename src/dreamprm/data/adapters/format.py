@@ -29,6 +29,7 @@ class Format:
         cannot_hold: keys of ``PROPERTIES``: what is lost when such a trajectory is written.
         needs: keys of ``NEEDS``: a trajectory without it cannot be written at all.
         folder: whether it is a folder instead of a file.
+        origin: what its files are made of, where that is one public data set.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Format:
     cannot_hold: frozenset[str] = frozenset()
     needs: frozenset[str] = frozenset()
     folder: bool = False
+    origin: str = ""
 
 
 def hard_label(label: float) -> bool:

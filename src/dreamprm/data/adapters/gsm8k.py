@@ -46,4 +46,6 @@ GSM8K = Format(
     "gsm8k-solutions",
     read,
     lambda row: {"prompt", "steps", "outcome", "domain"} <= set(row),
+    origin="grade_school_math/data/example_model_solutions.jsonl of "
+    "https://github.com/openai/grade-school-math",
 )

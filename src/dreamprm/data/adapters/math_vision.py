@@ -54,4 +54,6 @@ def read(path: Path) -> Iterator[tuple[str, Trajectory]]:
         )
 
 
-MATH_VISION = Format("math-vision", read, lambda row: False, folder=True)
+MATH_VISION = Format(
+    "math-vision", read, lambda row: False, folder=True, origin="https://github.com/mathllm/MATH-V"
+)
