@@ -121,9 +121,11 @@ def test_truncated_unrolling_is_the_derivative_through_the_last_steps(iterations
 
 
 def test_no_more_steps_are_kept_than_are_used() -> None:
-    engine = build(5, method="unrolled", problem={"unroll_steps": 5, "options": {"iterations": 2}})
-    engine.run()
-    assert len(engine.lower._history.recorded) == 2
+    for steps, unroll_steps, options in ((5, 5, {"iterations": 2}), (8, 2, {})):
+        problem = {"unroll_steps": unroll_steps, "options": options}
+        engine = build(steps, method="unrolled", problem=problem)
+        engine.run()
+        assert len(engine.lower._history.recorded) == 2
 
 
 def test_sama_goes_through_the_clipping_of_the_step() -> None:
