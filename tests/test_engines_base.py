@@ -87,7 +87,8 @@ def test_a_metric_that_is_no_number_stops_no_run_early() -> None:
             return {"error": float("nan")}
 
     options = {"valid_step": 2, "early_stopping": True, "early_stopping_metric": "error"}
-    with pytest.raises(FloatingPointError, match=r"^step 2 of the run: the metric of early stopping, 'error', is nan"):
+    message = "^step 2 of the run: the metric of early stopping, 'error', is nan"
+    with pytest.raises(FloatingPointError, match=message):
         toy(engine=Undefined, **options).run()
 
 
