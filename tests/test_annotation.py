@@ -322,7 +322,8 @@ def test_what_is_there_is_not_lost(
     changed = refused("--resume", "chains=3", "completions=2", "search=first_error")
     assert "and this command differ in chains, completions, search:" in changed
     assert "differ in grading.rules:" in refused("--resume", "grading.rules={gsm8k: string}")
-    assert "another generator, " in refused("--resume", "generator=openai", "openai.model=x", URL)
+    changed = refused("--resume", "generator=openai", "openai.model=x", URL)
+    assert "and this command differ in generator, " in changed
     other = tmp_path / "questions.jsonl"
     other.write_text(
         (folder / "questions.jsonl").read_text().replace('"answer": "18"', '"answer": "1"')
