@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -323,12 +324,12 @@ def test_what_is_there_is_not_lost(
     assert "and this command differ in chains, completions, search:" in changed
     assert "differ in grading.rules:" in refused("--resume", "grading.rules={gsm8k: string}")
     changed = refused("--resume", "generator=openai", "openai.model=x", URL)
-    assert "and this command differ in generator, " in changed
+    assert re.search(r"and this command differ in .*\bgenerator\b", changed)
     other = tmp_path / "questions.jsonl"
     other.write_text(
         (folder / "questions.jsonl").read_text().replace('"answer": "18"', '"answer": "1"')
     )
-    assert "another questions:" in refused("--resume", f"questions={other}")
+    assert "differ in questions:" in refused("--resume", f"questions={other}")
     assert partial.read_bytes() == begun
     # What changes no result may change.
     assert annotate(folder, out, "--resume", "local.batch_size=5") == 0
