@@ -15,6 +15,7 @@ from dreamprm.hypergradients import hypergradient
 from dreamprm.hypergradients.cost import peak_bytes
 from dreamprm.models.checkpointing import enable_checkpointing
 from dreamprm.models.tiny import tiny_backbone, tiny_tokenizer
+from tests.test_recomputation import METHODS
 
 WIDTH, MARKERS = 32, slice(3, None, 4)
 
@@ -74,17 +75,9 @@ def answer(method: str, checkpointed: bool | str, **options: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("t1t2", {}),
-        ("darts", {}),
+        *METHODS,
         ("identity+double_backward", {}),
-        ("neumann+forward", {"iterations": 2}),
-        ("neumann+double_backward", {"iterations": 2}),
-        ("neumann+finite_difference", {"iterations": 2}),
-        ("sama+forward", {}),
-        ("unrolled+double_backward", {"iterations": 2}),
-        ("unrolled+forward", {"iterations": 2}),
         ("unrolled+finite_difference", {"iterations": 2}),
-        ("f2sa", {"iterations": 2}),
     ],
 )
 def test_no_method_sees_the_checkpoints(method: str, options: dict[str, Any]) -> None:

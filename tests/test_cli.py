@@ -19,11 +19,12 @@ from dreamprm import ProcessRewardModel, load_trajectories
 from dreamprm.cli import main
 from dreamprm.config import load_config
 from dreamprm.config_reading import shipped_configs
-from dreamprm.data.synthetic import write_synthetic
+from dreamprm.data.synthetic import draw_synthetic
 from dreamprm.hypergradients import METHODS
 from dreamprm.training.checkpoints import checkpoint_steps
 from dreamprm.training.metrics import read_metrics
 from tests.shared import SHARED, needs_shared
+from tests.small_demo import SMALL_DEMO
 
 SMALL = [
     "steps=8",
@@ -31,13 +32,7 @@ SMALL = [
     "log_every=2",
     "validate_every=4",
     "checkpoint_every=3",
-    "data.synthetic.solutions=24",
-    "data.synthetic.meta=40",
-    "data.synthetic.questions=6",
-    "model.tiny.width=32",
-    "model.tiny.heads=2",
-    "lower.batch_size=16",
-    "upper.batch_size=16",
+    *SMALL_DEMO,
 ]
 
 
@@ -404,7 +399,7 @@ def test_values_out_of_range_are_one_message(
 
 def test_other_data_are_no_resumed_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
-    write_synthetic(data, {"a": "clean", "b": "random"}, 24, 40, 6, 8, 0)
+    draw_synthetic(data, {"a": "clean", "b": "random"}, 24, 40, 6, 8, 0).save(data)
     train, config = data / "train-a.jsonl", tmp_path / "config.yaml"
     config.write_text(
         f"""

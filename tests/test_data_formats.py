@@ -19,7 +19,7 @@ from dreamprm.data.formats import (
     save_trajectories,
 )
 from dreamprm.data.splits import label_steps_by_outcome, shuffled_copy, split_by_question
-from dreamprm.data.synthetic import write_synthetic
+from dreamprm.data.synthetic import draw_synthetic
 from dreamprm.data.trajectory import Trajectory, group_candidates
 from dreamprm.errors import UserError
 from tests.shared import SHARED, needs_shared
@@ -279,7 +279,7 @@ def test_labels_by_outcome_and_the_shuffled_control() -> None:
 
 def test_the_built_in_domains_are_what_they_say(tmp_path: Path) -> None:
     qualities = ("clean", "noisy", "random", "wrong_images", "inverted", "easy")
-    write_synthetic(tmp_path, {q: q for q in qualities}, 200, 50, 20, 8, seed=0)
+    draw_synthetic(tmp_path, {q: q for q in qualities}, 200, 50, 20, 8, seed=0).save(tmp_path)
 
     def right_so_far(row: Trajectory) -> list[bool]:
         scene = row.images[0].stem.split("-")
@@ -313,4 +313,4 @@ def test_the_built_in_domains_are_what_they_say(tmp_path: Path) -> None:
     questions = load_questions(tmp_path / "test.jsonl")
     assert [len(q.candidates) for q in questions] == [8] * 20
     with pytest.raises(UserError, match="did you mean 'clean'"):
-        write_synthetic(tmp_path, {"x": "cleen"}, 1, 1, 1, 1, seed=0)
+        draw_synthetic(tmp_path, {"x": "cleen"}, 1, 1, 1, 1, seed=0).save(tmp_path)

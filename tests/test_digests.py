@@ -20,7 +20,7 @@ from dreamprm.data.formats import (
     save_trajectories,
 )
 from dreamprm.data.sources import load_data
-from dreamprm.data.synthetic import write_synthetic
+from dreamprm.data.synthetic import draw_synthetic
 from dreamprm.data.trajectory import SelectionQuestion, Trajectory
 
 TRAIN, META, TEST = "training data", "meta set", "test set"
@@ -28,7 +28,7 @@ TRAIN, META, TEST = "training data", "meta set", "test set"
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    write_synthetic(tmp_path / "data", {"a": "clean"}, 6, 4, 3, 2, 0)
+    draw_synthetic(tmp_path / "data", {"a": "clean"}, 6, 4, 3, 2, 0).save(tmp_path / "data")
     return tmp_path / "data"
 
 

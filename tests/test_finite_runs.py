@@ -19,6 +19,7 @@ from dreamprm.problems.finite import need_finite_state
 from dreamprm.problems.prm import DomainWeighting
 from dreamprm.training.checkpoints import checkpoint_steps
 from dreamprm.training.metrics import MetricsLog, read_metrics
+from tests.small_demo import SMALL_DEMO
 from tests.test_finite import INF, NAN, steep
 from tests.toy import toy
 
@@ -29,13 +30,7 @@ TINY = [
     "validate_every=4",
     "checkpoint_every=1",
     "baseline=false",
-    "data.synthetic.solutions=24",
-    "data.synthetic.meta=40",
-    "data.synthetic.questions=6",
-    "model.tiny.width=32",
-    "model.tiny.heads=2",
-    "lower.batch_size=16",
-    "upper.batch_size=16",
+    *SMALL_DEMO,
 ]
 
 

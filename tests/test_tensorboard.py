@@ -19,6 +19,7 @@ from dreamprm.data.trajectory import Candidate, SelectionQuestion, Trajectory
 from dreamprm.engines.observing import build_observer
 from dreamprm.training.metrics import MetricsLog, read_metrics
 from dreamprm.training.pictures import scored_solutions, weight_bars
+from tests.small_demo import SMALL_DEMO
 
 SMALL = [
     "steps=4",
@@ -26,13 +27,7 @@ SMALL = [
     "log_every=2",
     "validate_every=2",
     "baseline=false",
-    "data.synthetic.solutions=24",
-    "data.synthetic.meta=40",
-    "data.synthetic.questions=6",
-    "model.tiny.width=32",
-    "model.tiny.heads=2",
-    "lower.batch_size=16",
-    "upper.batch_size=16",
+    *SMALL_DEMO,
 ]
 
 

@@ -77,19 +77,6 @@ class Synthetic:
                 path.unlink()
 
 
-def write_synthetic(
-    folder: Path,
-    domains: Mapping[str, str],
-    solutions: int,
-    meta: int,
-    questions: int,
-    candidates: int,
-    seed: int,
-) -> None:
-    """Draws the built-in domains and saves them; see :func:`draw_synthetic`."""
-    draw_synthetic(folder, domains, solutions, meta, questions, candidates, seed).save(folder)
-
-
 def draw_synthetic(
     folder: Path,
     domains: Mapping[str, str],

@@ -265,12 +265,13 @@ class FiniteDifference:
             other = self._difference(gradient, q, 2 * step)
             apart = norm(_minus(found, other)) / (norm(found) or 1.0)
             moved = _minus(_moved(self.lower, q, step), self.lower)
-            rounded = norm([m.detach() - step * v for m, v in zip(moved, q, strict=True)])
-            apart = max(apart, rounded / (step * norm(q)))  # of a step that is too short for φ
-            if apart > DISAGREEMENT:
+            lost = norm([m.detach() - step * v for m, v in zip(moved, q, strict=True)])
+            lost /= step * norm(q)
+            if max(apart, lost) > DISAGREEMENT:
                 warnings.warn(
-                    f"finite differences of two steps are {apart:.0%} apart, of which neither can "
-                    "be relied on: forward mode is exact",
+                    "finite differences cannot be relied on here: those of two steps are "
+                    f"{apart:.0%} apart, and rounding changes the step itself by {lost:.0%}; "
+                    "forward mode is exact",
                     PrecisionWarning,
                     stacklevel=2,
                 )
