@@ -153,7 +153,7 @@ def _refuse_another_step(before: Tensors, after: Tensors, reached: Tensors, numb
     Two ways to round a step differ by few units in the last place of φ, and of the step.
     """
     for index, (p, found, expected) in enumerate(zip(before, after, reached, strict=True)):
-        p = p.detach()
+        p, expected = p.detach(), expected.detach()
         error, length = (found - expected).norm(), (expected - p).norm()
         size = torch.finfo(p.dtype).eps * (p.norm() + expected.norm())
         if not error <= 1e-3 * length + 4 * size:
