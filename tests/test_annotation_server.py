@@ -99,8 +99,10 @@ def test_other_ways_to_go_on(server: Server, tmp_path: Path, continuation: str) 
     assert server.answered() - before == requests_of(out)
     rows = load_trajectories(out)
     assert len(rows) == 6
-    # The plain text of a completion is not what the small model has learned to answer.
-    assert any(row.steps and row.steps[0].startswith("Step") for row in rows)
+    # The plain text of a completion is not what the small model has learned to answer: what it
+    # samples then is anything.
+    begins = "Step" if continuation == "instruction" else ""
+    assert any(row.steps and row.steps[0].startswith(begins) for row in rows)
 
 
 @needs_shared
