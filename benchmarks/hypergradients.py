@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from transformers import Qwen2Config, Qwen2Model
 
-from dreamprm.engines.comparison import DROPOUT, Task, demo_tasks, hypergradient_at, prm_task
 from dreamprm.hypergradients import Method, Point, resolve
 from dreamprm.hypergradients.cost import operations, peak_bytes
 from dreamprm.hypergradients.functional import evaluate
 from dreamprm.hypergradients.products import FiniteDifference, ForwardMode
 from dreamprm.hypergradients.references import VARIABLES, Reference, relative_error, weighted_ridge
 from dreamprm.models.tiny import initialise
+from dreamprm.tasks.prm.comparison import DROPOUT, Task, demo_tasks, hypergradient_at, prm_task
 
 DARTS_STEP = 0.01
 

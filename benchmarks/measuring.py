@@ -26,9 +26,9 @@ from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.models.checkpointing import enable_checkpointing
 from dreamprm.models.families import QWEN_TOKENS
 from dreamprm.models.reward_model import STEP_MARKER, ProcessRewardModel
-from dreamprm.models.weighting import DomainTable
 from dreamprm.problems.config import ProblemConfig
 from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
+from dreamprm.weighting.groups import DomainTable
 
 PATCH, MERGE = 14 * 14 * 3 * 2, 2  # of Qwen2-VL's images: numbers a patch, patches a side a token
 SPECIAL = {"<|vision_start|>": 0, "<|image_pad|>": 1, "<|vision_end|>": 2, STEP_MARKER: 3}

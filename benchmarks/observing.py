@@ -12,11 +12,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from dreamprm.config import load_config
 from dreamprm.data.sources import load_data
 from dreamprm.data.trajectory import Trajectory
-from dreamprm.engines.observing import build_observer
-from dreamprm.engines.prm import build_engine
+from dreamprm.task_modules import load_config
+from dreamprm.tasks.prm.build import build_engine
+from dreamprm.tasks.prm.observing import build_observer
 from dreamprm.training.metrics import MetricsLog
 
 REPEATS = 3

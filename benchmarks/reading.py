@@ -54,8 +54,8 @@ def read(way: str, path: Path, steps: int) -> dict[str, Any]:
         return train(path, steps)
     if way == "validate":
         return command(["validate", str(path)], peak())
-    from dreamprm.config import DataConfig
     from dreamprm.data.batches import BatchStream
+    from dreamprm.data.config import DataConfig
     from dreamprm.data.sources import load_data
 
     streaming = "never" if way == "in_memory" else "always"
@@ -78,7 +78,7 @@ def read(way: str, path: Path, steps: int) -> dict[str, Any]:
 
 def train(path: Path, steps: int) -> dict[str, Any]:
     """``dreamprm train`` with a tiny text model, the index being there."""
-    importlib.import_module("dreamprm.engines.prm")
+    importlib.import_module("dreamprm.tasks.prm.build")
     imports = peak()
     arguments = {
         "out": path.parent / "run",

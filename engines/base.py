@@ -31,6 +31,7 @@ from dreamprm.progress import progress_bar, show, unread_noted
 from dreamprm.training.checkpoints import (
     checkpoint_steps,
     load_latest_checkpoint,
+    need_same_data,
     save_checkpoint,
 )
 from dreamprm.training.metrics import MetricsLog
@@ -114,6 +115,7 @@ class Engine(betty_engine.Engine):
                     "attribute of problems or engines has"
                 )
         check_environment(env, problems)
+        self.digests: dict[str, str] = {}  # of the data, by the name of the part
         self.validations: dict[int, dict[str, float]] = {}  # the numbers of each, by step
         # What the next line of the log is the mean of; part of a checkpoint.
         self.unlogged: dict[str, list[float]] = {}
@@ -136,6 +138,9 @@ class Engine(betty_engine.Engine):
                 self.config.early_stopping_mode,
                 self.config.early_stopping_tolerance,
             )
+
+    def check(self) -> None:
+        """Raises where nothing must be written to the run directory; a run puts its own here."""
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log beside the problems' own; for subclasses."""
@@ -220,6 +225,7 @@ class Engine(betty_engine.Engine):
         """
         if self.config.run_directory is None:
             return
+        self.check()
         state = self.state_dict()
         self._need_finite(state["problems"])
         folder = self.config.run_directory / "checkpoints"
@@ -244,6 +250,7 @@ class Engine(betty_engine.Engine):
         """All that a run needs to continue: every problem, the step, the random states."""
         return {
             "step": self.global_step,
+            "data": self.digests,
             "unlogged": {name: list(values) for name, values in self.unlogged.items()},
             "problems": {problem.name: problem.state_dict() for problem in self.problems},
             "early_stopping": (
@@ -260,7 +267,7 @@ class Engine(betty_engine.Engine):
         """Continues where :meth:`state_dict` was taken.
 
         Raises:
-            UserError: the checkpoint is of other problems.
+            UserError: the checkpoint is of other problems, or of other data.
         """
         names = {problem.name for problem in self.problems}
         if names != set(state["problems"]):
@@ -268,6 +275,7 @@ class Engine(betty_engine.Engine):
                 f"the checkpoint holds the problems {sorted(state['problems'])}, "
                 f"expected {sorted(names)}"
             )
+        need_same_data(state["data"], self.digests)
         self.global_step = state["step"]
         self.unlogged = dict(state["unlogged"])
         for problem in self.problems:

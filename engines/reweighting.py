@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import Tensor, nn
 
 from dreamprm.engines.base import Engine, EngineConfig
 from dreamprm.errors import UserError
@@ -18,6 +21,7 @@ class ReweightingEngine(Engine):
         upper: says the meta loss and owns the weighting module; None trains the lower problem
             alone, every sample counting 1.
         config: an :class:`~dreamprm.engines.base.EngineConfig`.
+        validate: gives the numbers of a validation of the lower module; none by default.
 
     Raises:
         UserError: the upper problem is not named ``"weighting"``, by which the lower one finds it.
@@ -28,8 +32,10 @@ class ReweightingEngine(Engine):
         lower: ReweightedProblem,
         upper: WeightingProblem | None,
         config: EngineConfig,
+        validate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     ) -> None:
-        self.lower, self.upper = lower, upper
+        self.lower, self.upper, self.validate = lower, upper, validate
+        self.rows: Any = None  # the training rows, where a run writes their weights by name
         if upper is None:
             super().__init__([lower], config, {"u2l": {}, "l2u": {}})
             return
@@ -38,10 +44,29 @@ class ReweightingEngine(Engine):
         dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
         super().__init__([upper, lower], config, dependencies)
 
+    def validation(self) -> dict[str, float]:
+        """What ``validate`` finds."""
+        return dict(self.validate(self.lower.module)) if self.validate is not None else {}
+
+    @property
+    def weights_from(self) -> Any:
+        """What gives the weights: the upper module, or fixed ones; None where every one is 1."""
+        return self.upper.module if self.upper is not None else self.lower.fixed
+
     def weights(self) -> dict[str, float]:
-        """The learned weights by name, where the weighting module names them."""
-        named = getattr(self.upper and self.upper.module, "named_weights", None)
+        """The weights by name, where the weighting names them."""
+        named = getattr(self.weights_from, "named_weights", None)
         return named() if named is not None else {}
+
+    def row_weights(self) -> Tensor | None:
+        """The weight of every training row, [n], where each has its own."""
+        found = getattr(self.weights_from, "row_weights", None)
+        return found() if found is not None else None
+
+    def histograms(self) -> dict[str, list[float]]:
+        """The weights of the rows, where each has its own."""
+        weights = self.row_weights()
+        return {} if weights is None else {"row_weights": weights.tolist()}
 
     def metrics(self) -> dict[str, float]:
         """Each weight under its name."""

@@ -7,19 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dreamprm.errors import UserError, need_positive, unknown_name
 from dreamprm.inference.aggregation import mean_logit
 from dreamprm.problems.meta_losses import META_LOSSES
 from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
-
-STEP_LOSSES = {
-    "squared_error": lambda logits, labels: (logits.sigmoid() - labels).square(),
-    "cross_entropy": lambda logits, labels: binary_cross_entropy_with_logits(
-        logits, labels, reduction="none"
-    ),
-}
+from dreamprm.problems.step_losses import STEP_LOSSES
 
 
 class PRMFineTuning(ReweightedProblem):

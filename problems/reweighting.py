@@ -9,6 +9,7 @@ problem, and which module turns α into weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,8 +21,23 @@ from dreamprm.problems.base import Problem
 class ReweightedProblem(Problem):
     """A lower problem: subclasses say the loss of each sample, the upper problem what it counts.
 
-    The upper problem is the one named ``"weighting"``; without one every sample counts 1.
+    The upper problem is the one named ``"weighting"``; without one every sample counts 1, or what
+    ``fixed`` says.
+
+    Args:
+        name: by which the upper problem finds it.
+        fixed: called as ``fixed(batch, losses) -> weights [b]`` where there is no upper problem.
     """
+
+    def __init__(
+        self,
+        name: str = "model",
+        *args: Any,
+        fixed: Callable[[Any, Tensor], Tensor] | None = None,
+        **parts: Any,
+    ) -> None:
+        super().__init__(name, *args, **parts)
+        self.fixed = fixed
 
     def sample_losses(self, batch: Any) -> Tensor:
         """The loss of every sample in the batch, [b]."""
@@ -30,8 +46,16 @@ class ReweightedProblem(Problem):
     def training_step(self, batch: Any) -> dict[str, Tensor]:
         """The weighted mean of the sample losses, and for the logs the plain mean."""
         losses = self.sample_losses(batch)
-        weights = self.weighting(batch, losses) if self.parents else torch.ones_like(losses)
-        return {"loss": (weights * losses).mean(), "unweighted_loss": losses.detach().mean()}
+        return {
+            "loss": (self.sample_weights(batch, losses) * losses).mean(),
+            "unweighted_loss": losses.detach().mean(),
+        }
+
+    def sample_weights(self, batch: Any, losses: Tensor) -> Tensor:
+        """What every sample of a batch counts, [b]."""
+        if self.parents:
+            return self.weighting(batch, losses)
+        return torch.ones_like(losses) if self.fixed is None else self.fixed(batch, losses)
 
 
 class WeightingProblem(Problem):

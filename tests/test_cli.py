@@ -17,10 +17,10 @@ import torch
 
 from dreamprm import ProcessRewardModel, load_trajectories
 from dreamprm.cli import main
-from dreamprm.config import load_config
 from dreamprm.config_reading import shipped_configs
 from dreamprm.data.synthetic import draw_synthetic
 from dreamprm.hypergradients import METHODS
+from dreamprm.task_modules import load_config
 from dreamprm.training.checkpoints import checkpoint_steps
 from dreamprm.training.metrics import read_metrics
 from tests.shared import SHARED, needs_shared

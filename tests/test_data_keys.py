@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from dreamprm.cli import main
-from dreamprm.config import Config, load_config
 from dreamprm.data.sources import RunData, load_data
 from dreamprm.errors import UserError
+from dreamprm.task_modules import load_config
+from dreamprm.tasks.prm.config import Config
 
 ROW: dict[str, Any] = {"id": "a", "domain": "d", "question": "q?", "steps": ["one", "two"]}
 CANONICAL = [ROW | {"step_labels": [0.5, 1]}, ROW | {"id": "b", "question": "r?", "outcome": True}]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dreamprm.config import DataConfig, SyntheticConfig
 from dreamprm.data import digests
+from dreamprm.data.config import DataConfig, SyntheticConfig
 from dreamprm.data.formats import (
     load_questions,
     load_trajectories,

@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import BertConfig, ProcessorMixin
 from transformers.utils import is_torchvision_available
 
-from dreamprm.config import ModelConfig, TinyConfig
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
 from dreamprm.hypergradients.products import DoubleBackward, ForwardMode
 from dreamprm.models import reward_model
 from dreamprm.models.build import build_model
+from dreamprm.models.config import ModelConfig, TinyConfig
 from dreamprm.models.families import FAMILIES, family_of
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.tiny import TINY_BACKBONES

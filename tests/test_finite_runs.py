@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from dreamprm.cli import main
-from dreamprm.models.weighting import DomainTable
 from dreamprm.problems.finite import need_finite_state
 from dreamprm.problems.prm import DomainWeighting
 from dreamprm.training.checkpoints import checkpoint_steps
 from dreamprm.training.metrics import MetricsLog, read_metrics
+from dreamprm.weighting.groups import DomainTable
 from tests.small_demo import SMALL_DEMO
 from tests.test_finite import INF, NAN, steep
 from tests.toy import toy

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from dreamprm.config import Config, LoraConfig, load_config
 from dreamprm.data.sources import load_data
 from dreamprm.data.trajectory import Trajectory
-from dreamprm.engines.prm import PRMEngine, build_engine
 from dreamprm.errors import UserError
 from dreamprm.models.build import build_model
+from dreamprm.models.config import LoraConfig
 from dreamprm.models.reward_model import ProcessRewardModel
+from dreamprm.task_modules import load_config
+from dreamprm.tasks.prm.build import PRMEngine, build_engine
+from dreamprm.tasks.prm.config import Config
 
 TINY = [
     "steps=4",

@@ -16,16 +16,17 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from dreamprm.config import DataConfig, load_config
 from dreamprm.data.batches import BatchStream
+from dreamprm.data.config import DataConfig
 from dreamprm.data.formats import load_trajectories, save_trajectories
 from dreamprm.data.rows import read_rows
 from dreamprm.data.sources import RunData, load_data, usable_train
 from dreamprm.data.stored import cache_folder, open_stored
 from dreamprm.data.table import TrajectoryTable
 from dreamprm.data.trajectory import Trajectory
-from dreamprm.engines.prm import build_engine
 from dreamprm.errors import UserError
+from dreamprm.task_modules import load_config
+from dreamprm.tasks.prm.build import build_engine
 from tests.shared import SHARED, needs_shared
 
 
@@ -372,7 +373,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     script = """
 import resource, sys
 from pathlib import Path
-from dreamprm.config import DataConfig
+from dreamprm.data.config import DataConfig
 from dreamprm.data.batches import BatchStream
 from dreamprm.data.sources import load_data
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -16,12 +16,13 @@ from transformers import (
     AutoTokenizer,
 )
 
-from dreamprm.config import ModelConfig, load_config
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
 from dreamprm.models.build import build_model
+from dreamprm.models.config import ModelConfig
 from dreamprm.models.readouts import READOUTS
 from dreamprm.models.reward_model import ProcessRewardModel
+from dreamprm.task_modules import load_config
 from tests.test_reward_model import TINY, close, rows
 
 CHAT = (

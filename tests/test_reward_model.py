@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from dreamprm.config import ModelConfig, TinyConfig
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
 from dreamprm.models.build import build_model
+from dreamprm.models.config import ModelConfig, TinyConfig
 from dreamprm.models.families import FAMILIES
 from dreamprm.models.reward_model import STEP_MARKER, ProcessRewardModel
 from dreamprm.models.tiny import TINY_BACKBONES

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from dreamprm.config import load_config
 from dreamprm.data.sources import load_data
 from dreamprm.data.table import TrajectoryTable
 from dreamprm.data.trajectory import Trajectory
-from dreamprm.engines.batches import train_batches
-from dreamprm.engines.prm import PRMEngine, build_engine
 from dreamprm.errors import UserError
+from dreamprm.task_modules import load_config
+from dreamprm.tasks.prm.batches import train_batches
+from dreamprm.tasks.prm.build import PRMEngine, build_engine
 
 TINY = (
     *("device=cpu", "steps=12", "unroll_steps=3", "hypergradient_batch_size=0"),

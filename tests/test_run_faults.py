@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from dreamprm.cli import main
-from dreamprm.config import load_config
 from dreamprm.config_reading import save_config
 from dreamprm.errors import UserError
 from dreamprm.models.reward_model import ProcessRewardModel
+from dreamprm.task_modules import load_config
 from dreamprm.training.metrics import MetricsLog, read_metrics
 
 MODEL = [

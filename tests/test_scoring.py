@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from dreamprm.cli import main
-from dreamprm.config import ModelConfig, TinyConfig
 from dreamprm.data.formats import save_trajectories
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.models.build import build_model
+from dreamprm.models.config import ModelConfig, TinyConfig
 from dreamprm.models.reward_model import ProcessRewardModel
 from tests import killing
 

@@ -13,10 +13,10 @@ import torch
 
 from dreamprm import ProcessRewardModel, load_questions, select
 from dreamprm.cli import main
-from dreamprm.config import ModelConfig, TinyConfig
 from dreamprm.data.formats import save_questions, save_trajectories
 from dreamprm.data.trajectory import Candidate, SelectionQuestion
 from dreamprm.models.build import build_model
+from dreamprm.models.config import ModelConfig, TinyConfig
 from tests.killing import killed, spy_on_passes
 
 

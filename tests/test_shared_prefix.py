@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from transformers.utils import ModelOutput
 
-from dreamprm.config import ModelConfig, TinyConfig
 from dreamprm.data import encoding
 from dreamprm.data.images import read_image
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.models.build import build_model
+from dreamprm.models.config import ModelConfig, TinyConfig
 from dreamprm.models.families import FAMILIES
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.scoring_batches import Tally, TokenBatch, token_batches

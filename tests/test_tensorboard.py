@@ -14,9 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from dreamprm.cli import main
-from dreamprm.config import ObserveConfig, load_config
 from dreamprm.data.trajectory import Candidate, SelectionQuestion, Trajectory
-from dreamprm.engines.observing import build_observer
+from dreamprm.task_modules import load_config
+from dreamprm.tasks.prm.config import ObserveConfig
+from dreamprm.tasks.prm.observing import build_observer
 from dreamprm.training.metrics import MetricsLog, read_metrics
 from dreamprm.training.pictures import scored_solutions, weight_bars
 from tests.small_demo import SMALL_DEMO

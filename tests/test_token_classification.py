@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-from dreamprm.config import LoraConfig, ModelConfig
 from dreamprm.errors import UserError
 from dreamprm.integrations.token_classification import save_token_classifier
 from dreamprm.models.build import build_model
+from dreamprm.models.config import LoraConfig, ModelConfig
 from dreamprm.models.reward_model import STEP_MARKER
 from tests.test_reward_model import TINY, rows
 

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from dreamprm.config import ModelConfig, TinyConfig, load_config
 from dreamprm.data.sources import load_data
 from dreamprm.data.trajectory import Trajectory
-from dreamprm.engines.prm import build_engine
 from dreamprm.hypergradients.products import DoubleBackward, ForwardMode
 from dreamprm.models.build import build_model
+from dreamprm.models.config import ModelConfig, TinyConfig
 from dreamprm.models.families import family_of
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.vision_cache import FeatureCache, cache_features
+from dreamprm.task_modules import load_config
+from dreamprm.tasks.prm.build import build_engine
 from tests.test_families import reweighted, varied, with_images
 
 FROZEN = ModelConfig(

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from dreamprm.data.batches import BatchStream
 from dreamprm.engines.base import EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
-from dreamprm.models.weighting import DomainTable
 from dreamprm.problems.config import ProblemConfig
 from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
+from dreamprm.weighting.groups import DomainTable
 
 
 class Regression(ReweightedProblem):

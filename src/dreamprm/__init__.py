@@ -12,19 +12,23 @@ from dreamprm.errors import UserError
 if TYPE_CHECKING:
     from dreamprm.data.formats import load_questions, load_trajectories
     from dreamprm.data.trajectory import Trajectory
+    from dreamprm.engines.run import train
     from dreamprm.hypergradients import hypergradient
     from dreamprm.inference.evaluate import evaluate
     from dreamprm.inference.selection import select
     from dreamprm.models.reward_model import ProcessRewardModel
+    from dreamprm.task_modules import load_config
 
 _HOMES = {
     "ProcessRewardModel": "dreamprm.models.reward_model",
     "Trajectory": "dreamprm.data.trajectory",
     "evaluate": "dreamprm.inference.evaluate",
     "hypergradient": "dreamprm.hypergradients",
+    "load_config": "dreamprm.task_modules",
     "load_questions": "dreamprm.data.formats",
     "load_trajectories": "dreamprm.data.formats",
     "select": "dreamprm.inference.selection",
+    "train": "dreamprm.engines.run",
 }
 
 __all__ = [
@@ -33,9 +37,11 @@ __all__ = [
     "UserError",
     "evaluate",
     "hypergradient",
+    "load_config",
     "load_questions",
     "load_trajectories",
     "select",
+    "train",
 ]
 
 

@@ -1,118 +1,15 @@
-"""Every key of a run's config, with what it means and its default."""
+"""The keys that every run has, whatever its task, and what their values may be."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import reduce
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from dreamprm.config_checks import check_run
-from dreamprm.config_reading import read_config
-
-
-@dataclass
-class SyntheticConfig:
-    """The built-in domains (dreamprm.data.synthetic), drawn into the run directory."""
-
-    # Quality of each domain, by its name; none means that data come from files.
-    domains: dict[str, str] = field(default_factory=dict)
-    solutions: int = 1500  # per domain
-    meta: int = 400  # solutions of the meta set
-    questions: int = 150  # of the test set
-    candidates: int = 8  # per test question
-
-
-@dataclass
-class DataConfig:
-    """What is trained on."""
-
-    # The folder that relative paths of train, meta and test are taken from; itself relative to the
-    # working directory.
-    root: str = "."
-    # Of the files of `train`: canonical, gsm8k-solutions, or any other that docs/data.md lists;
-    # auto: told by each file's first rows.
-    format: str = "canonical"
-    # Files, patterns of file names such as parts/*.jsonl, and hub:NAME or hub:NAME:SPLIT.
-    train: list[str] = field(default_factory=list)
-    # Solutions with an outcome each. Without files: the share `meta_share` of the questions of
-    # `train`, held out.
-    meta: list[str] = field(default_factory=list)
-    meta_format: str = "canonical"
-    meta_share: float = 0.0
-    # Questions with candidates to choose from, canonical. Without files: the share `test_share`
-    # of the questions of `train`, held out, each with all its solutions as candidates.
-    test: list[str] = field(default_factory=list)
-    test_share: float = 0.0
-    # steps: as they are in the data; outcome: a step without a label takes its solution's outcome.
-    labels: str = "steps"
-    # A control: this domain once more as "NAME-shuffled", with the outcomes shuffled.
-    shuffled_copy: str | None = None
-    # require: a missing image is an error; skip_missing: it is left out; ignore: text only.
-    images: str = "require"
-    # Longer solutions are left out, and counted.
-    max_tokens: int = 2048
-    # How often a domain of n solutions is drawn: balanced, as often as any other, in every batch;
-    # proportional, n; temperature, n^(1 / data.temperature).
-    sampling: str = "balanced"
-    temperature: float | None = None
-    # Where training solutions are: never on disk alone, always, or auto: where their files have
-    # more than 128 MiB, or come from the hub. docs/data.md
-    streaming: str = "auto"
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-
-
-@dataclass
-class TinyConfig:
-    """A backbone of random weights (dreamprm.models.tiny)."""
-
-    width: int = 96
-    layers: int = 3
-    heads: int = 4
-    vision_layers: int = 1
-    vocabulary: int = 1024
-    max_pixels: int = 12544  # of an image; 112 × 112
-
-
-@dataclass
-class LoraConfig:
-    """Low-rank adapters in the place of training the backbone; the readout is trained in full."""
-
-    rank: int = 0  # of every adapter; 0 for none
-    alpha: float = 16.0  # an adapter's product is scaled by alpha / rank
-    dropout: float = 0.0  # of an adapter's input, in training
-    # Names of linear layers, e.g. [q_proj, v_proj]; none for all that are not frozen.
-    targets: list[str] = field(default_factory=list)
-    # Saved as part of the weights; else on their own, and the backbone by its name.
-    merge: bool = True
-
-
-@dataclass
-class ModelConfig:
-    """The process reward model."""
-
-    # A folder or hub name, or for random weights a name of dreamprm.models.tiny, as tiny-qwen2-vl.
-    backbone: str = MISSING
-    # marker: a linear map of the hidden state at each step's marker; vocabulary: of the vocabulary
-    # logits there (the DreamPRM paper); generative: the log-odds of two words there; conversation:
-    # the same with every step a chat turn (VisualPRM, DreamPRM-1.5); prefix: vocabulary with every
-    # prefix a chat turn of its own (the published code). docs/models.md
-    readout: str = "marker"
-    step_marker: str = "<|step|>"  # the token that ends each step; a new one if need be
-    positive: str = "+"  # words of generative and conversation, one token each
-    negative: str = "-"
-    system: str | None = None  # message of conversation and prefix
-    # Images are scaled to at most this many pixels; the backbone's own limit where not given.
-    max_pixels: int | None = None
-    freeze_vision: bool = False
-    # Host memory for the features of a frozen vision tower, which then sees every image once; the
-    # images beyond are computed every time. 0 for none.
-    vision_cache_gb: float = 2.0
-    # Keep the inputs of the layers only and compute the rest anew when it is needed: memory for
-    # one more forward pass.
-    gradient_checkpointing: bool = False
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    tiny: TinyConfig = field(default_factory=TinyConfig)
+from dreamprm.errors import UserError, unknown_name
 
 
 @dataclass
@@ -125,9 +22,6 @@ class OptimizerConfig:
     # Micro-batches that a step is computed in, one after the other. What compares samples with
     # each other (pairwise, the means over a domain's steps) does so within a micro-batch.
     accumulate: int = 1
-    # Lower level: micro-batches of solutions of similar length, with at most so many tokens each,
-    # padding included; batch_size is then the most solutions. With data.sampling: proportional.
-    max_tokens: int | None = None
     schedule: str = "constant"  # constant, linear, cosine, step
     warmup_steps: int = 0
     decay_every: int = 5000  # steps, for schedule: step
@@ -153,21 +47,14 @@ class FidelityConfig:
 
 
 @dataclass
-class ObserveConfig:
-    """What every validation looks at beside the meta set, for TensorBoard and the report."""
+class RunConfig:
+    """One run of any task; a task's own config is a dataclass on this one."""
 
-    # Test questions (without a test set, of the meta set) whose best of N is logged; 0 for none.
-    questions: int = 25
-    # Training solutions of every domain whose step scores make its histogram; 0 for none.
-    solutions: int = 8
-    # Solutions of the meta set that are drawn with image and scored steps; 0 for none.
-    samples: int = 3
-
-
-@dataclass
-class Config:
-    """One run."""
-
+    # What runs: prm, noisy_labels, an importable module, or the path of a .py file, which is taken
+    # from the folder of the config.
+    task: str = "prm"
+    # Modules, named in the same ways, that are imported first: what they register is known then.
+    plugins: list[str] = field(default_factory=list)
     seed: int = 0
     steps: int = MISSING  # of the lower level
     unroll_steps: int = 5  # steps of the lower level for one of the upper
@@ -179,12 +66,10 @@ class Config:
     # for all.
     hypergradient_batch_size: int = 0
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
-    # pairwise, calibrated, aggregation_mse
-    meta_loss: str = "pairwise"
-    meta_loss_options: dict[str, Any] = field(default_factory=dict)  # calibrated: ridge
-    step_loss: str = "squared_error"  # or cross_entropy
-    # domain_table: learned; uniform: every domain 1, no upper level.
+    # domain_table, instance_table, instance_network: learned; fixed: given; uniform: every sample
+    # counts 1, no upper level. docs/tasks.md
     weighting: str = "domain_table"
+    weighting_options: dict[str, Any] = field(default_factory=dict)  # e.g. column, file
     # Also train with uniform weights, on the same batches, to compare with.
     baseline: bool = True
     out: str = MISSING  # the run directory
@@ -192,15 +77,115 @@ class Config:
     device: str = "default"  # a GPU where there is one; cpu; gpu
     log_every: int = 10  # steps
     validate_every: int = 200  # steps
-    observe: ObserveConfig = field(default_factory=ObserveConfig)
     checkpoint_every: int = 200  # steps
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
     lower: OptimizerConfig = field(default_factory=OptimizerConfig)
     upper: OptimizerConfig = field(default_factory=OptimizerConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
 
+    # May differ between a run and its continuation: where it runs and what it shows.
+    FREE: ClassVar[tuple[str, ...]] = (
+        *("task", "plugins", "out", "device", "log_every", "checkpoint_every"),
+    )
 
-def load_config(config: str, overrides: list[str]) -> Config:
-    """Reads the config of a run and checks every value of it; see :func:`read_config`."""
-    return read_config(config, overrides, Config, check_run)
+    def check(self, where: str) -> None:
+        """Refuses values that are out of range, or do not go together; tasks add their own.
+
+        Args:
+            where: they stand, for messages.
+
+        Raises:
+            UserError: names the key, what was found and what was expected.
+        """
+        check_run(self, where)
+
+
+def check_run(config: RunConfig, where: str) -> None:
+    """Refuses values of the keys that every run has.
+
+    Raises:
+        UserError: names the key, what was found and what was expected.
+    """
+    # The registries need torch, which help and reading a file do not.
+    from dreamprm.hypergradients import resolve
+    from dreamprm.weighting.registry import WEIGHTINGS, check_weighting
+
+    schedules = ("constant", "linear", "cosine", "step")
+    check_choices(
+        config,
+        where,
+        {
+            "precision": ("fp32", "bf16"),
+            "device": ("default", "cpu", "gpu"),
+            "lower.schedule": schedules,
+            "upper.schedule": schedules,
+            "early_stopping.mode": ("min", "max"),
+        },
+    )
+    at_least_one = ("steps", "unroll_steps", "log_every", "validate_every")
+    of_a_level = ("batch_size", "accumulate", "decay_every")
+    check_numbers(config, where, 1, at_least_one)
+    check_numbers(config, where, 1, _both(of_a_level))
+    check_numbers(
+        config,
+        where,
+        0,
+        (
+            *("seed", "checkpoint_every", "fidelity.every", "hypergradient_batch_size"),
+            *("early_stopping.patience", *_both(("weight_decay", "warmup_steps", "clip"))),
+        ),
+    )
+    try:
+        resolve(config.hypergradient).check(config.hypergradient_options)
+        check_weighting(config.weighting, config.weighting_options)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    if WEIGHTINGS[config.weighting].learned and config.steps < config.unroll_steps:
+        raise UserError(
+            f"{where}: steps is {config.steps} and unroll_steps {config.unroll_steps}: "
+            "the upper level would never take a step"
+        )
+    for level in ("lower", "upper"):
+        size, parts = (value_of(config, f"{level}.{k}") for k in ("batch_size", "accumulate"))
+        if size % parts:
+            raise UserError(
+                f"{where}: {level}.accumulate is {parts}, expected a divisor of "
+                f"{level}.batch_size, {size}"
+            )
+        rate = value_of(config, f"{level}.learning_rate")
+        if not rate > 0:
+            raise UserError(f"{where}: {level}.learning_rate is {rate}, expected more than 0")
+    if not config.out.strip():
+        raise UserError(f"{where}: out is empty, expected a folder for the run")
+
+
+def value_of(config: Any, key: str) -> Any:
+    """The value under a key with dots."""
+    return reduce(getattr, key.split("."), config)
+
+
+def check_choices(config: Any, where: str, choices: Mapping[str, Iterable[str]]) -> None:
+    """Refuses a value that is none of its key's choices.
+
+    Raises:
+        UserError: names the key and what was found, with the nearest right one.
+    """
+    for key, known in choices.items():
+        value = value_of(config, key)
+        if value not in known:
+            raise UserError(f"{where}: " + unknown_name(f"value of {key}", str(value), known))
+
+
+def check_numbers(config: Any, where: str, least: float, keys: Iterable[str]) -> None:
+    """Refuses numbers below the least.
+
+    Raises:
+        UserError: names the key and what was found.
+    """
+    for key in keys:
+        value = value_of(config, key)
+        if value < least:
+            raise UserError(f"{where}: {key} is {value}, expected at least {least}")
+
+
+def _both(names: Iterable[str]) -> list[str]:
+    return [f"{level}.{name}" for name in names for level in ("lower", "upper")]

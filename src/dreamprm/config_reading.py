@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -61,28 +61,23 @@ def read_config(
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise UserError(f"{where} gives no value for {', '.join(missing)}")
-    check(merged, where)
     result = OmegaConf.to_object(merged)
     assert isinstance(result, schema)
+    check(result, where)
     return result
 
 
-def check_values(
-    config: Any, where: str, choices: Mapping[str, Sequence[str]], at_least_one: Sequence[str]
-) -> None:
-    """Refuses a value that is none of its key's choices, and a number below 1.
+def read_keys(config: str, overrides: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
+    """What a config and ``key=value`` words give for some keys of its top level, if anything.
 
     Raises:
-        UserError: names the key and what was found.
+        UserError: the file or a word cannot be read.
     """
-    for key, known in choices.items():
-        value = OmegaConf.select(config, key)
-        if value not in known:
-            raise UserError(f"{where}: " + unknown_name(f"value of {key}", str(value), known))
-    for key in at_least_one:
-        value = OmegaConf.select(config, key)
-        if value < 1:
-            raise UserError(f"{where}: {key} is {value}, expected at least 1")
+    found = _values(*_read(config))
+    for override in overrides:
+        if override.partition("=")[0] in keys:
+            found |= OmegaConf.to_container(_dotlist(override))  # type: ignore[arg-type]
+    return {key: found[key] for key in keys if key in found}
 
 
 def read_options(words: list[str]) -> dict[str, Any]:
@@ -109,7 +104,12 @@ def save_config(config: Any, path: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    write_whole(path, [OmegaConf.to_yaml(OmegaConf.structured(config)).removesuffix("\n")])
+    write_whole(path, [config_text(config)])
+
+
+def config_text(config: Any) -> str:
+    """A config as YAML, without the end of its last line."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config)).removesuffix("\n")
 
 
 def read_values(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dreamprm.writing import PARTIAL, writing
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 WEIGHTS_FILE, EXAMPLES_FILE, REPORT_FILE = "weights.json", "examples.jsonl", "report.html"
+ROWS_FILE = "rows.jsonl"
 CHECKPOINTS, MODEL, TENSORBOARD = "checkpoints", "model", "tensorboard"
 BUILT_IN, BASELINE = "synthetic", "uniform"  # data that were made for the run; a run within
 
@@ -29,9 +30,6 @@ FOLDERS = (CHECKPOINTS, MODEL, TENSORBOARD, BUILT_IN, BASELINE)
 NEXT_CONFIG = "config.next.yaml"
 # What a start that failed or was killed leaves where there is no run.
 LEFTOVERS = (BUILT_IN, LOCK_FILE, *(name + PARTIAL for name in (CONFIG_FILE, NEXT_CONFIG)))
-
-# May differ between a run and its continuation: where it runs and what it shows.
-FREE_KEYS = ("out", "device", "log_every", "checkpoint_every", "observe")
 
 
 class RunDirectory:
@@ -77,18 +75,15 @@ class RunDirectory:
 
 
 @contextmanager
-def open_run(
-    out: Path, config: Any, resume: bool, overwrite: bool, free: Sequence[str] = ()
-) -> Iterator[RunDirectory]:
+def open_run(out: Path, config: Any, resume: bool, overwrite: bool) -> Iterator[RunDirectory]:
     """Locks a run directory and refuses to lose what is in it; until ``begin`` all of it stays.
 
     Args:
         out: the folder; made if need be, and removed again where the run does not begin.
-        config: the run's, a dataclass.
+        config: the run's, a dataclass whose ``FREE`` are the keys, with dots, that may differ
+            between a run and its continuation.
         resume: continue a run that was interrupted; starts anew where there is none.
         overwrite: replace a run that is there.
-        free: keys, with dots, that may differ between a run and its continuation, beside
-            ``FREE_KEYS``.
 
     Raises:
         UserError: it is no folder for this run, or another process writes to it.
@@ -98,7 +93,7 @@ def open_run(
     made = _make(out)
     try:
         with locked(out) as lock:
-            run = RunDirectory(lock, config, _prepare(out, config, resume, overwrite, free))
+            run = RunDirectory(lock, config, _prepare(out, config, resume, overwrite))
             try:
                 yield run
             finally:
@@ -124,13 +119,13 @@ def refuse_many_processes() -> None:
         )
 
 
-def _prepare(out: Path, config: Any, resume: bool, overwrite: bool, free: Sequence[str]) -> bool:
+def _prepare(out: Path, config: Any, resume: bool, overwrite: bool) -> bool:
     """Whether there is a run that goes on; refuses what would lose one."""
     if (out / NEXT_CONFIG).is_file():
         _finish_replacing(out, ())
     if (out / CONFIG_FILE).is_file():
         if resume:
-            _refuse_changes(out / CONFIG_FILE, config, (*FREE_KEYS, *free))
+            _refuse_changes(out / CONFIG_FILE, config)
         elif not overwrite:
             raise UserError(
                 f"{out} holds a run: --resume continues it, --overwrite replaces it, "
@@ -155,10 +150,10 @@ def _finish_replacing(out: Path, keep: Sequence[str]) -> None:
         os.replace(out / NEXT_CONFIG, out / CONFIG_FILE)
 
 
-def _refuse_changes(saved: Path, config: Any, free: Sequence[str]) -> None:
+def _refuse_changes(saved: Path, config: Any) -> None:
     """A resumed run must be the same experiment, but for what is free."""
     before, now = read_values(saved), config_values(config)
-    for key in free:
+    for key in config.FREE:
         _leave_out(before, key)
         _leave_out(now, key)
     changed = [key for key in now if before.get(key) != now[key]]

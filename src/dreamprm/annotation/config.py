@@ -9,9 +9,10 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from dreamprm.annotation.grading import RULES
-from dreamprm.config import TinyConfig
-from dreamprm.config_reading import check_values, read_config
+from dreamprm.config import check_choices, check_numbers, value_of
+from dreamprm.config_reading import read_config
 from dreamprm.errors import UserError, unknown_name
+from dreamprm.models.config import TinyConfig
 
 
 @dataclass
@@ -144,7 +145,7 @@ _WITHOUT_EFFECT = re.compile(
 
 
 def load_annotation_config(config: str, overrides: list[str]) -> AnnotationConfig:
-    """Reads the config of an annotation; see :func:`dreamprm.config.read_config`."""
+    """Reads the config of an annotation; see :func:`dreamprm.config_reading.read_config`."""
     return read_config(config, overrides, AnnotationConfig, _check)
 
 
@@ -165,13 +166,12 @@ def settings(config: AnnotationConfig) -> dict[str, Any]:
 
 
 def _check(config: Any, where: str) -> None:
-    check_values(config, where, CHOICES, AT_LEAST_ONE)
-    for key in (*MORE_THAN_ZERO, *NOT_NEGATIVE):
-        value = OmegaConf.select(config, key)
-        if key in MORE_THAN_ZERO and not value > 0:
-            raise UserError(f"{where}: {key} is {value}, expected more than 0")
-        if not value >= 0:
-            raise UserError(f"{where}: {key} is {value}, expected at least 0")
+    check_choices(config, where, CHOICES)
+    check_numbers(config, where, 1, AT_LEAST_ONE)
+    for key in MORE_THAN_ZERO:
+        if not value_of(config, key) > 0:
+            raise UserError(f"{where}: {key} is {value_of(config, key)}, expected more than 0")
+    check_numbers(config, where, 0, NOT_NEGATIVE)
     if config.top_p > 1:
         raise UserError(f"{where}: top_p is {config.top_p}, expected at most 1")
     for domain, rule in config.grading.rules.items():

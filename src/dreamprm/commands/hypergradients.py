@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     values = read_options([word for word in options.overrides if "=" in word])
     rows = describe(names, values)
     if not options.list:
-        from dreamprm.engines.comparison import measure
+        from dreamprm.tasks.prm.comparison import measure
 
         measure(rows, progress="hypergradients")
     dicts = [asdict(row) for row in rows]

@@ -27,6 +27,8 @@ ATTEMPTS = 1000  # draws for one slot, before a group counts as one that fits no
 class BatchStream:
     """An endless iterable of collated batches, drawn without replacement within each epoch.
 
+    A batch that is a dict gets an entry ``"index"``, [b]: the places of its items.
+
     Args:
         items: what to draw from; an item is taken out of it when it is drawn.
         batch_size: items per batch.
@@ -139,7 +141,7 @@ class BatchStream:
         while True:
             indices = self.indices(self.position)
             self.position += 1
-            yield self._collated(indices)
+            yield self.collated(indices)
 
     def recent(self, batches: int, size: int) -> list[Any]:
         """The first ``size`` items, or all, of the last ``batches`` batches, in batches no larger.
@@ -148,7 +150,7 @@ class BatchStream:
         """
         items = self._recent(batches)[:size]
         parts = range(0, len(items), self.batch_size)
-        return [self._collated(items[start : start + self.batch_size]) for start in parts]
+        return [self.collated(items[start : start + self.batch_size]) for start in parts]
 
     def recent_names(self, batches: int) -> list[list[str]]:
         """What the items of each of the last ``batches`` batches are called.
@@ -167,8 +169,12 @@ class BatchStream:
         first = max(0, self.position - batches)
         return [i for position in range(first, self.position) for i in self.indices(position)]
 
-    def _collated(self, indices: Sequence[int]) -> Any:
-        return self.collate([self.items[index] for index in indices])
+    def collated(self, indices: Sequence[int]) -> Any:
+        """The batch of the items at these places."""
+        batch = self.collate([self.items[index] for index in indices])
+        if isinstance(batch, dict):
+            batch.setdefault("index", torch.tensor(indices))
+        return batch
 
     def state_dict(self) -> dict[str, int]:
         """The place in the order."""

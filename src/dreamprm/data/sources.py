@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamprm.config import DataConfig
+from dreamprm.data.config import DataConfig
 from dreamprm.data.digests import Contents, data_digests
 from dreamprm.data.formats import (
     AUTO,

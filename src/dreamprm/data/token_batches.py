@@ -64,7 +64,7 @@ class TokenBatchStream(BatchStream):
         items = np.array(self._recent(batches))
         rng = np.random.default_rng((self.seed, self.position, size))
         drawn = rng.permutation(items)[:size]
-        return [self._collated(batch) for batch in self._filled(drawn)]
+        return [self.collated(batch) for batch in self._filled(drawn)]
 
     def padding(self) -> float:
         """The share of padding among the tokens of the first epoch."""

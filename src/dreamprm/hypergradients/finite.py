@@ -13,9 +13,10 @@ def is_finite(tensors: Sequence[Tensor], order: float = math.inf) -> bool:
     """Whether a norm of all tensors together is finite.
 
     Args:
-        tensors: dense floating-point ones, of any shapes, types and devices.
+        tensors: floating-point ones, dense or sparse, of any shapes, types and devices.
         order: of the norm; by 2, entries whose squares overflow are not finite either.
     """
     # torch refuses to take the infinity norm of an empty tensor.
-    norm = get_total_norm([tensor for tensor in tensors if tensor.numel()], order)
+    values = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
+    norm = get_total_norm([tensor for tensor in values if tensor.numel()], order)
     return bool(norm.isfinite())

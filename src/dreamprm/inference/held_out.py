@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamprm.config import load_config
 from dreamprm.data.digests import Contents, data_digests
 from dreamprm.data.formats import load_questions, load_trajectories
 from dreamprm.data.sources import TEST_SET, load_data
@@ -14,6 +13,8 @@ from dreamprm.data.trajectory import SelectionQuestion, Trajectory, group_candid
 from dreamprm.errors import UserError
 from dreamprm.inference.selecting import holds_candidates
 from dreamprm.run_directory import BUILT_IN, CONFIG_FILE, SUMMARY_FILE
+from dreamprm.task_modules import load_config
+from dreamprm.tasks.prm.config import Config
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def held_out_set(run: str, images: str = "require") -> DataSet:
             f"{run} holds no {CONFIG_FILE}, its test set is not known: give --selection or --steps"
         )
     config = load_config(str(folder / CONFIG_FILE), [])
+    if not isinstance(config, Config):
+        raise UserError(f"{run} is a run of task {config.task}, expected one of a reward model")
     as_trained = images in ("require", config.data.images)
     if not as_trained:
         config.data.images = images

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dreamprm.config import ModelConfig
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError, unknown_name
 from dreamprm.models.checkpointing import enable_checkpointing
+from dreamprm.models.config import ModelConfig
 from dreamprm.models.families import FAMILIES, QWEN_TOKENS, family_of
 from dreamprm.models.lora import add_lora, is_plain_backbone
 from dreamprm.models.readouts import readout_named

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from dreamprm.config import LoraConfig
 from dreamprm.errors import UserError, unknown_name
+from dreamprm.models.config import LoraConfig
 
 ADAPTER_FOLDER, BASE_FOLDER, PREFIX = "adapter", "base", "base_model.model."
 

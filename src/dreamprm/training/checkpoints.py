@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dreamprm.writing import UnbufferedFile, sync_folder, synced_file, writing
 log = logging.getLogger("dreamprm")
 
 STATE_FILE, ABOUT_FILE = "state.pt", "checkpoint.json"
-FORMAT = 2  # of the state too: raised whenever what a problem or an engine saves changes
+FORMAT = 3  # of the state too: raised whenever what a problem or an engine saves changes
 OTHER_FORMAT = "is of format {found}, written by another version of dreamprm; this one reads {own}"
 
 
@@ -100,6 +101,24 @@ def load_latest_checkpoint(folder: Path) -> dict[str, Any] | None:
     if damaged:
         raise UserError(f"no checkpoint is whole, start the run anew: {'; '.join(damaged)}")
     return None
+
+
+def need_same_data(before: Any, now: Mapping[str, str]) -> None:
+    """Refuses to continue on other data.
+
+    Args:
+        before: digests by the name of the part, as the checkpoint has them.
+        now: of the data at hand.
+
+    Raises:
+        UserError: names the parts that differ.
+    """
+    changed = [name for name in (before | now) if before.get(name) != now.get(name)]
+    if changed:
+        raise UserError(
+            f"the data are not those that the run was begun with: other {', '.join(changed)}; "
+            "bring them back, give another out=, or --overwrite the run"
+        )
 
 
 def _damage(path: Path, step: int) -> str | None:

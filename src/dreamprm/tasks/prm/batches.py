@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from dreamprm.config import Config
+import torch
+
 from dreamprm.data.batches import BatchStream
 from dreamprm.data.encoding import Encoder
 from dreamprm.data.table import TrajectoryTable
@@ -14,6 +15,7 @@ from dreamprm.data.token_batches import TokenBatchStream
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
 from dreamprm.problems.meta_losses import NEEDS_BOTH_OUTCOMES
+from dreamprm.tasks.prm.config import Config
 
 log = logging.getLogger("dreamprm")
 
@@ -99,10 +101,12 @@ def meta_batches(
     mixed = [group for group in questions.values() if len({row.outcome for row in group}) == 2]
     if mixed and len(questions) > 1:
         average = sum(map(len, mixed)) / len(mixed)
-        return BatchStream(
-            mixed,
-            max(1, round(batch_size / average)),
-            lambda groups: encode([row for group in groups for row in group]),
-            seed,
-        )
+        places = {id(row): place for place, row in enumerate(rows)}
+
+        def flat(groups: list[list[Trajectory]]) -> dict[str, Any]:
+            members = [row for group in groups for row in group]
+            index = torch.tensor([places[id(row)] for row in members])
+            return encode(members) | {"index": index}
+
+        return BatchStream(mixed, max(1, round(batch_size / average)), flat, seed)
     return BatchStream(rows, batch_size, encode, seed, [str(row.outcome) for row in rows])

@@ -20,9 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
-from dreamprm.config import load_config
 from dreamprm.data.sources import load_data
-from dreamprm.engines.prm import PRMEngine, build_engine
 from dreamprm.errors import UserError
 from dreamprm.hypergradients import ImplicitMethod, Method, indirect_gradient, resolve
 from dreamprm.hypergradients.catalogue import Row
@@ -44,6 +42,8 @@ from dreamprm.hypergradients.solvers import CurvatureWarning, Tensors
 from dreamprm.hypergradients.unrolled import UnrolledMethod
 from dreamprm.problems.stateless import StatelessLoss
 from dreamprm.progress import progress_bar
+from dreamprm.task_modules import load_config
+from dreamprm.tasks.prm.build import PRMEngine, build_engine
 
 DROPOUT = 0.1
 OURS = (CurvatureWarning, PrecisionWarning)

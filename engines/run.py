@@ -1,0 +1,173 @@
+"""A run of any task, from its config to a run directory with all that came out of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from dreamprm.config import RunConfig
+from dreamprm.engines.reweighting import ReweightingEngine
+from dreamprm.reporting import write_report
+from dreamprm.run_directory import (
+    BASELINE,
+    CONFIG_FILE,
+    ROWS_FILE,
+    SUMMARY_FILE,
+    WEIGHTS_FILE,
+    RunDirectory,
+    open_run,
+    refuse_many_processes,
+)
+from dreamprm.task_modules import find_task
+from dreamprm.words import Words
+from dreamprm.writing import write_whole
+
+log = logging.getLogger("dreamprm")
+
+ENDS = 20  # rows with the lowest weights, and with the highest, whose text is kept
+
+
+class Task(Protocol):
+    """What a task's ``build(config, run)`` gives: data that are read, and what is made of them.
+
+    It may also have ``begin(run)``, called once nothing more can be found wrong, which writes what
+    the task keeps in the run directory, and ``keep``, the folders of the run directory that it has
+    written to before.
+
+    Attributes:
+        digests: of the data, by the name of the part; a run goes on with the same ones only.
+        words: in which the report and the tables speak.
+    """
+
+    digests: dict[str, str]
+    words: Words
+
+    def engine(self, config: Any, folder: Path) -> ReweightingEngine:
+        """The engine of one run: the one of the config, or its baseline."""
+
+    def end(self, engine: Any, folder: Path) -> Mapping[str, float | None]:
+        """Writes what is kept of a run that has ended, and gives its numbers."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """What the summary says beside the numbers."""
+
+
+def train(
+    config: RunConfig,
+    resume: bool = False,
+    overwrite: bool = False,
+    task: ModuleType | None = None,
+) -> dict[str, Any]:
+    """Runs a config and writes its run directory.
+
+    Args:
+        config: of the run, as ``load_config`` gives it or made in Python.
+        resume: continue a run that was interrupted; starts anew where there is none.
+        overwrite: replace a run that is there.
+        task: what has ``build``; by default the module that ``config.task`` names.
+
+    Returns:
+        what ``summary.json`` holds: ``runs``, for each weighting its numbers; ``weights`` by group;
+        and the task's own facts.
+
+    Raises:
+        UserError: the config, the data or the run directory is not as it must be.
+        FloatingPointError: a number is not finite.
+    """
+    refuse_many_processes()
+    config.check("the config")
+    module: Any = task or find_task(config.task)
+    out = Path(config.out)
+    with open_run(out, config, resume, overwrite) as run:
+        built: Task = module.build(config, run)
+        engine = _engine(built, config, out, run)
+        if run.continues:
+            _resume(engine)
+        run.begin(keep=getattr(built, "keep", ()))
+        if hasattr(built, "begin"):
+            built.begin(run)
+        numbers, weights = _run(built, engine, out)
+        runs = {config.weighting: numbers}
+        if config.weighting != "uniform" and config.baseline:
+            plain = replace(config, weighting="uniform", weighting_options={})
+            engine = _engine(built, plain, out / BASELINE, run)
+            _resume(engine)
+            uniform, _ = _run(built, engine, out / BASELINE)
+            runs = {"uniform": uniform} | runs
+        summary = {
+            "config": str(out / CONFIG_FILE),
+            "hypergradient": config.hypergradient,
+            "seed": config.seed,
+            "runs": runs,
+            "weights": weights,
+            **built.facts(),
+            "data": built.digests,
+            "versions": _versions(),
+        }
+        run.check()
+        _write_json(out / SUMMARY_FILE, summary)
+        write_report(out)
+    return summary
+
+
+def _engine(task: Task, config: RunConfig, folder: Path, run: RunDirectory) -> ReweightingEngine:
+    engine = task.engine(config, folder)
+    engine.digests, engine.words = dict(task.digests), task.words
+    engine.check = run.check  # type: ignore[method-assign]
+    return engine
+
+
+def _resume(engine: ReweightingEngine) -> None:
+    if engine.resume():
+        log.info("%s continues after step %d", engine.config.run_directory, engine.global_step)
+
+
+def _run(
+    task: Task, engine: ReweightingEngine, folder: Path
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Trains; gives the numbers of the run, and the weights by group."""
+    engine.run()
+    engine.check()
+    numbers = dict(task.end(engine, folder))
+    weights = engine.weights()
+    if weights:
+        _write_json(folder / WEIGHTS_FILE, weights)
+    rows = getattr(engine, "rows", None)
+    by_row = engine.row_weights()
+    if by_row is not None and rows is not None:
+        _write_rows(folder, rows, by_row.tolist())
+    return numbers, weights
+
+
+def _write_rows(folder: Path, rows: Any, weights: Sequence[float]) -> None:
+    """The weight of every row by its name, and the rows at both ends with their text."""
+    names = rows.names()
+    _write_json(folder / WEIGHTS_FILE, dict(zip(names, weights, strict=True)))
+    order = sorted(range(len(weights)), key=lambda i: weights[i])
+    ends = order if len(order) <= 2 * ENDS else order[:ENDS] + order[-ENDS:]
+    lines = [json.dumps({"id": names[i], "weight": weights[i], "text": rows.text(i)}) for i in ends]
+    write_whole(folder / ROWS_FILE, lines)
+
+
+def _versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    names = ("dreamprm", "torch", "transformers", "betty-ml")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        bad = [k for k, v in value.items() if isinstance(v, float) and not math.isfinite(v)]
+        what = f": {bad[0]!r} is {value[bad[0]]}" if bad else ""
+        raise FloatingPointError(f"{path} would not be finite{what}") from error
+    write_whole(path, [text])

@@ -1,0 +1,141 @@
+"""Tasks and plugins: modules that a config names, imported when it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module, resources
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from dreamprm.config import RunConfig
+from dreamprm.config_reading import read_config, read_keys
+from dreamprm.errors import UserError, shown, unknown_name
+
+
+def load_config(config: str, overrides: Sequence[str] = ()) -> Any:
+    """Reads the config of a run, of whatever task, and checks every value of it.
+
+    The modules under ``plugins`` are imported first, then the task.
+
+    Args:
+        config: a path, or the name of a shipped config.
+        overrides: ``key=value``, dots for what is nested.
+
+    Returns:
+        a ``Config`` of the task's module.
+
+    Raises:
+        UserError: see :func:`~dreamprm.config_reading.read_config`; or a module cannot be imported,
+            or is no task.
+    """
+    found = read_keys(config, overrides, ("task", "plugins"))
+    folder = Path(config).parent if Path(config).is_file() else Path()
+    plugins, task = found.get("plugins") or [], found.get("task", RunConfig.task)
+    for name in [plugins] if isinstance(plugins, str) else plugins:
+        _load(name, "plugins", folder)
+    module = find_task(task, folder)
+    schema = module.Config
+    if not (isinstance(schema, type) and issubclass(schema, RunConfig)):
+        raise UserError(f"task {task}: its Config is no dataclass on dreamprm.tasks.RunConfig")
+    result = read_config(config, list(overrides), schema, lambda made, where: made.check(where))
+    # The run keeps its config elsewhere.
+    result.task = _absolute(result.task, folder)
+    result.plugins = [_absolute(name, folder) for name in result.plugins]
+    return result
+
+
+def find_task(name: str, folder: Path = Path()) -> ModuleType:
+    """The module of a task.
+
+    Args:
+        name: of a built-in task or of a module, or the path of a .py file.
+        folder: that relative paths are taken from, before the working directory.
+
+    Raises:
+        UserError: there is none, it cannot be imported, or it has no ``Config`` or ``build``.
+    """
+    if isinstance(name, str) and name in built_in_tasks():
+        return import_module(f"dreamprm.tasks.{name}")
+    module = _load(name, "task", folder, built_in_tasks())
+    for part in ("Config", "build"):
+        if not hasattr(module, part):
+            raise UserError(
+                f"task {name} has no {part}; a task has Config and build: docs/tasks.md"
+            )
+    return module
+
+
+def built_in_tasks() -> list[str]:
+    """The names of the tasks that come with the package."""
+    files = resources.files("dreamprm.tasks").iterdir()
+    names = (file.name.removesuffix(".py") for file in files if not file.name.startswith("_"))
+    return sorted(name for name in names if name not in ("reweighting", "columns"))
+
+
+def _load(name: Any, key: str, folder: Path, known: Sequence[str] = ()) -> ModuleType:
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{key} is {shown(name)}, expected the name of a module or a .py file")
+    if name.endswith(".py"):
+        return _load_file(Path(_absolute(name, folder)), key)
+    beside = str(folder.resolve())
+    if beside not in sys.path:
+        sys.path.append(beside)  # after all that is installed
+    try:
+        there = find_spec(name) is not None
+    except (ImportError, ValueError):
+        there = False
+    if not there:
+        also = f"; or {unknown_name('task', name, known)}" if known else ""
+        raise UserError(
+            f"{key}: there is no module {name!r}, nor is it the path of a .py file{also}"
+        )
+    try:
+        return import_module(name)
+    except Exception as error:
+        raise _failed(name, key, error) from error
+
+
+def _load_file(path: Path, key: str) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"{key}: there is no file {path}")
+    # The same file is the same module, however often it is named.
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise _failed(str(path), key, error) from error
+    return module
+
+
+def _failed(name: str, key: str, error: Exception) -> UserError:
+    """Says where in the user's code an import failed."""
+    if isinstance(error, UserError):
+        return UserError(f"{key} {name}: {error}")
+    if isinstance(error, SyntaxError):
+        at = f"{error.filename}:{error.lineno}"
+    else:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        at = f"{frame.filename}:{frame.lineno}"
+    return UserError(f"{key} {name} cannot be imported: {at}: {type(error).__name__}: {error}")
+
+
+def _absolute(name: str, folder: Path) -> str:
+    """A path of a .py file whole; from the folder, or where it is not there, from here."""
+    if not name.endswith(".py"):
+        return name
+    beside = folder / name
+    return str((beside if beside.is_file() else Path(name)).resolve())

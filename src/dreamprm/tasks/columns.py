@@ -1,0 +1,39 @@
+"""Rows of tensors of equal length under their names, as a sequence of dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+from torch import Tensor
+
+from dreamprm.errors import UserError
+
+
+class Columns(Sequence[dict[str, Any]]):
+    """n rows, of which row i is ``{name: column[i]}``; no row is made before it is asked for.
+
+    Args:
+        columns: tensors [n, …] or sequences of n values, by their names.
+
+    Raises:
+        UserError: they have not the same length, or there are none.
+    """
+
+    def __init__(self, columns: Mapping[str, Tensor | Sequence[Any]]) -> None:
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise UserError(f"columns have lengths {lengths}, expected the same one")
+        self.columns = dict(columns)
+        self._length = next(iter(lengths.values()))
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, row: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, row: slice) -> Columns: ...
+    def __getitem__(self, row: int | slice) -> dict[str, Any] | Columns:
+        found = {name: column[row] for name, column in self.columns.items()}
+        return Columns(found) if isinstance(row, slice) else found

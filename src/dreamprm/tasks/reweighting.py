@@ -1,0 +1,287 @@
+"""A whole reweighting task from its parts, and how problems and engine are put together."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer, SparseAdam
+from torch.utils.data import default_collate
+
+from dreamprm.config import OptimizerConfig, RunConfig
+from dreamprm.data.batches import BatchStream
+from dreamprm.engines.base import EngineConfig
+from dreamprm.engines.reweighting import ReweightingEngine
+from dreamprm.errors import UserError, unknown_name
+from dreamprm.hypergradients import resolve
+from dreamprm.hypergradients.interface import STEPS
+from dreamprm.problems.config import ProblemConfig
+from dreamprm.tasks.columns import Columns
+from dreamprm.training.schedules import build_schedule
+from dreamprm.weighting import WEIGHTINGS, Rows, build_weighting
+from dreamprm.words import Words
+
+log = logging.getLogger("dreamprm")
+
+NAME, TEXT = "id", "text"  # columns that say what a row is called, and what is shown of it
+
+
+@dataclass
+class ReweightingTask:
+    """A lower problem whose samples are weighted, the data of both levels, and what is measured.
+
+    Attributes:
+        config: of the run.
+        model: makes the lower problem's module; called anew for every run, the seed set.
+        lower: the class of the lower problem, a ``ReweightedProblem``; the upper one finds it as
+            ``self.model``.
+        upper: the class of the upper problem, a ``WeightingProblem``.
+        train, meta: rows, each a dict of tensors and values, or :class:`Columns`.
+        group: the column of ``train`` that groups are taken from, unless
+            ``weighting_options.column`` says otherwise.
+        validate: gives numbers of the module, at every validation; without a graph, in evaluation
+            mode.
+        measure: the same at the end of a run, for the summary; ``validate`` where it is not given.
+        collate: makes a batch of rows.
+        words: in which the report and the tables speak.
+        digests: of the data, by the name of the part; by default of all that the rows hold.
+    """
+
+    config: RunConfig
+    model: Callable[[], nn.Module]
+    lower: type
+    upper: type
+    train: Sequence[Mapping[str, Any]]
+    meta: Sequence[Mapping[str, Any]]
+    group: str = "domain"
+    validate: Callable[[nn.Module], Mapping[str, float]] | None = None
+    measure: Callable[[nn.Module], Mapping[str, float]] | None = None
+    collate: Callable[[list[Any]], Any] = default_collate
+    words: Words = field(default_factory=Words)
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.digests:
+            self.digests = {
+                "training data": digest(self.train),
+                "meta set": digest(self.meta),
+            }
+
+    def engine(self, config: RunConfig, folder: Path) -> ReweightingEngine:
+        """The engine of one run, a function of the seed."""
+        torch.manual_seed(config.seed)
+        stream = self._stream(self.train, config.lower, config.seed)
+        return link(
+            config,
+            folder,
+            module=self.model(),
+            lower=self.lower,
+            upper=self.upper,
+            train=stream,
+            meta=lambda: self._stream(self.meta, config.upper, config.seed),
+            rows=self.rows(lambda: stream.collated([0])),
+            validate=self.validate,
+        )
+
+    def rows(self, example: Callable[[], Any]) -> Rows:
+        """What weightings may ask of the training rows."""
+        return rows_of(self.train, self.group, example)
+
+    def end(self, engine: ReweightingEngine, folder: Path) -> dict[str, Any]:
+        """The numbers of a run that has ended."""
+        measure = self.measure or self.validate
+        if measure is None:
+            return {}
+        engine.lower.module.eval()
+        with torch.no_grad():
+            return dict(measure(engine.lower.module))
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing beside the numbers."""
+        return {}
+
+    def _stream(self, rows: Sequence[Any], config: OptimizerConfig, seed: int) -> BatchStream:
+        return BatchStream(rows, config.batch_size // config.accumulate, self.collate, seed)
+
+
+def rows_of(train: Sequence[Mapping[str, Any]], group: str, example: Callable[[], Any]) -> Rows:
+    """What weightings may ask of training rows that are dicts."""
+    known = list(train.columns if isinstance(train, Columns) else train[0])
+
+    def column(name: str) -> list[Any]:
+        if name not in known:
+            raise UserError(unknown_name("column of the training data", name, known))
+        if isinstance(train, Columns):
+            return _values(train.columns[name])
+        return [_plain(row[name]) for row in train]
+
+    def names() -> list[str]:
+        return (
+            [str(n) for n in column(NAME)] if NAME in known else list(map(str, range(len(train))))
+        )
+
+    def text(place: int) -> str:
+        row = train[place]
+        return (
+            str(row[TEXT])
+            if TEXT in row
+            else ", ".join(
+                f"{key} {_plain(value)}" for key, value in row.items() if _is_short(value)
+            )
+        )
+
+    return Rows(len(train), column, names, text, example, group)
+
+
+def link(
+    config: RunConfig,
+    folder: Path,
+    *,
+    module: nn.Module,
+    lower: Callable[..., Any],
+    upper: Callable[..., Any],
+    train: Any,
+    meta: Callable[[], Any],
+    rows: Rows,
+    engine: Callable[..., Any] = ReweightingEngine,
+    **parts: Any,
+) -> Any:
+    """The two problems of a reweighting task with their optimizers, and the engine that runs them.
+
+    Args:
+        config: of the run; says the weighting and the hypergradient.
+        folder: the engine's run directory.
+        module: of the lower problem.
+        lower, upper: make the problems, from ``config=``, ``module=``, ``optimizer=``,
+            ``scheduler=`` and ``train_data_loader=``; the lower one also takes ``fixed=``.
+        train: the lower problem's loader.
+        meta: makes the upper problem's, where there is one.
+        rows: what the weighting is built for.
+        engine: makes the engine from both problems, its config and ``parts``.
+    """
+    weights = build_weighting(config.weighting, rows, config.weighting_options)
+    learned = WEIGHTINGS[config.weighting].learned
+    optimizer = adamw(module.parameters(), config.lower)
+    lower_problem = lower(
+        config=ProblemConfig(
+            type=config.hypergradient,
+            options=config.hypergradient_options,
+            fidelity_every=config.fidelity.every,
+            unroll_steps=config.unroll_steps,
+            precision=config.precision,
+            gradient_clipping=config.lower.clip,
+            gradient_accumulation=config.lower.accumulate,
+            hypergradient_batch_size=_hypergradient_batch_size(config),
+        ),
+        module=module,
+        optimizer=optimizer,
+        scheduler=build_schedule(optimizer, config.lower, config.steps),
+        train_data_loader=train,
+        fixed=None if learned else weights,
+    )
+    upper_problem = None
+    if learned:
+        assert weights is not None
+        optimizer = _upper_optimizer(weights, config.upper)
+        upper_problem = upper(
+            config=ProblemConfig(
+                precision=config.precision,
+                gradient_clipping=config.upper.clip,
+                gradient_accumulation=config.upper.accumulate,
+            ),
+            module=weights,
+            optimizer=optimizer,
+            scheduler=build_schedule(optimizer, config.upper, config.steps // config.unroll_steps),
+            train_data_loader=meta(),
+        )
+    made = engine(lower_problem, upper_problem, engine_config(config, folder), **parts)
+    made.rows = rows
+    return made
+
+
+def engine_config(config: RunConfig, folder: Path) -> EngineConfig:
+    """What a run's config says of the engine."""
+    return EngineConfig(
+        train_iters=config.steps,
+        valid_step=config.validate_every,
+        strategy=config.device,
+        early_stopping=config.early_stopping.patience > 0,
+        early_stopping_metric=config.early_stopping.metric,
+        early_stopping_mode=config.early_stopping.mode,
+        early_stopping_tolerance=max(1, config.early_stopping.patience),
+        run_directory=folder,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        progress="learned" if WEIGHTINGS[config.weighting].learned else config.weighting,
+    )
+
+
+def adamw(parameters: Any, config: OptimizerConfig) -> AdamW:
+    """AdamW over what is trained."""
+    trained = [p for p in parameters if p.requires_grad]
+    return AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def _upper_optimizer(weights: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """Of a table of rows, one that touches the rows of a batch alone, unless all are asked for."""
+    if not getattr(weights, "by_rows", False):
+        return adamw(weights.parameters(), config)
+    if config.weight_decay or config.clip:
+        weights.by_rows = False
+        return adamw(weights.parameters(), config)
+    return SparseAdam(list(weights.parameters()), lr=config.learning_rate)
+
+
+def _hypergradient_batch_size(config: RunConfig) -> int:
+    """0, for all, where the method goes through the steps that were taken."""
+    size = config.hypergradient_batch_size
+    if size and STEPS in resolve(config.hypergradient).needs:
+        log.warning(
+            "hypergradient=%s differentiates the steps that were taken, with all of their batches: "
+            "hypergradient_batch_size=%d is not for it",
+            config.hypergradient,
+            size,
+        )
+        return 0
+    return size
+
+
+def digest(rows: Sequence[Any]) -> str:
+    """A digest of all that rows hold: tensors by their bytes, all else as it is printed."""
+    found = hashlib.sha256()
+    if isinstance(rows, Columns):
+        for name, column in rows.columns.items():
+            found.update(f"{name}\n".encode())
+            found.update(_bytes(column))
+        return found.hexdigest()
+    for row in rows:
+        for name, value in row.items():
+            found.update(f"{name}\n".encode())
+            found.update(_bytes(value))
+    return found.hexdigest()
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, Tensor):
+        # As bytes, whatever the type: numpy has no bfloat16.
+        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        return f"{value.dtype} {tuple(value.shape)}\n".encode() + flat.numpy().tobytes()
+    return f"{value!r}\n".encode()
+
+
+def _values(column: Any) -> list[Any]:
+    return column.tolist() if isinstance(column, Tensor) else list(column)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def _is_short(value: Any) -> bool:
+    return not isinstance(value, Tensor) or value.numel() == 1

@@ -1,0 +1,97 @@
+"""The weightings by name, and the one door through which they are built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dreamprm.errors import UserError, unknown_name
+from dreamprm.hypergradients.interface import keywords
+from dreamprm.weighting.fixed import fixed
+from dreamprm.weighting.groups import domain_table
+from dreamprm.weighting.instances import instance_network, instance_table
+from dreamprm.weighting.rows import Rows
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """What may stand under ``weighting`` in a config.
+
+    Attributes:
+        name: as there.
+        build: ``build(rows, **options)`` gives the module that is called as
+            ``module(batch, losses) -> weights [b]``; its keyword-only arguments are the options.
+            None where every sample counts 1.
+        learned: whether an upper problem learns the module's parameters.
+        source: the paper.
+    """
+
+    name: str
+    build: Callable[..., nn.Module] | None
+    learned: bool = True
+    source: str = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options there are, with their defaults."""
+        return keywords(self.build) if self.build is not None else {}
+
+
+WEIGHTINGS: dict[str, Weighting] = {}
+
+
+def register(weighting: Weighting) -> None:
+    """Makes a weighting known by its name.
+
+    Raises:
+        UserError: the name is taken.
+    """
+    if weighting.name in WEIGHTINGS:
+        raise UserError(f"there is a weighting {weighting.name!r} already")
+    WEIGHTINGS[weighting.name] = weighting
+
+
+register(Weighting("domain_table", domain_table, source="Cao et al. 2025, arXiv 2505.20241"))
+register(Weighting("instance_table", instance_table, source="Cao et al. 2025, arXiv 2509.05542"))
+register(
+    Weighting("instance_network", instance_network, source="Shu et al. 2019, arXiv 1902.07379")
+)
+register(Weighting("fixed", fixed, learned=False))
+register(Weighting("uniform", None, learned=False))
+
+
+def check_weighting(name: str, options: Mapping[str, Any]) -> None:
+    """Refuses a name or an option that is not known.
+
+    Raises:
+        UserError: names the nearest right one.
+    """
+    if name not in WEIGHTINGS:
+        raise UserError(unknown_name("value of weighting", name, WEIGHTINGS))
+    known = WEIGHTINGS[name].options
+    for option in options:
+        if option not in known:
+            raise UserError(
+                unknown_name(f"option of weighting {name!r}", option, known)
+                if known
+                else f"weighting {name!r} has no options, found {option!r}"
+            )
+
+
+def build_weighting(name: str, rows: Rows, options: Mapping[str, Any]) -> nn.Module | None:
+    """The module of a weighting for training rows; None where every one counts 1.
+
+    Raises:
+        UserError: an option is wrong, or does not go with the rows.
+    """
+    check_weighting(name, options)
+    build = WEIGHTINGS[name].build
+    return build(rows, **options) if build is not None else None
+
+
+def learned_names() -> Sequence[str]:
+    """The weightings that an upper problem learns."""
+    return [name for name, each in WEIGHTINGS.items() if each.learned]
