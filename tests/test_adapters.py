@@ -71,6 +71,7 @@ WITH: dict[str, Callable[[Trajectory, Path], Trajectory]] = {
     "answer without steps": lambda row, folder: replace(
         row, steps=(), step_labels=None, answer="1"
     ),
+    "extra columns": lambda row, folder: replace(row, extra={"level": 3, "tags": ["a", None]}),
 }
 
 
@@ -90,6 +91,7 @@ SHOWN_BY = {
     "outcome": ("outcome",),
     "answer": ("answer",),
     "answer without steps": ("answer",),
+    "extra columns": ("extra",),
 }
 WHOLE_FIELDS = {
     "id": "id",
@@ -98,6 +100,7 @@ WHOLE_FIELDS = {
     "step labels": "step_labels",
     "outcome": "outcome",
     "answer": "answer",
+    "extra columns": "extra",
 }
 
 

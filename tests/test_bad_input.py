@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ SOLUTIONS: dict[str, tuple[Make, str]] = {
     "no id": (second(id=...), "{path}:2: has no 'id'"),
     "no steps": (second(steps=...), "{path}:2: has no 'steps'"),
     "no question": (second(question=...), "{path}:2: has no 'question'"),
-    "an unknown key": (second(image="x"), "{path}:2: unknown key 'image': did you mean 'images'"),
+    "a misspelt key": (second(image="x"), "{path}:2: unknown key 'image': did you mean 'images'"),
     "an id that is no text": (second(id=7), "{path}:2: id is 7, expected text"),
     "an empty id": (second(id=" "), "{path}:2: id is ' ', expected text"),
     "an id twice": (raw(text(ROW) * 2), "{path}:2"),
@@ -204,7 +205,11 @@ SOLUTIONS: dict[str, tuple[Make, str]] = {
     "Parquet named .jsonl": (raw(b"PAR1" + b"\0" * 20), "{path} is Parquet: name it .parquet"),
     "text named .parquet": (raw(text(ROW), "x.parquet"), "{path}: cannot be read as Parquet"),
     "Parquet cut short": (parquet([ROW], cut=200), "{path}: cannot be read as Parquet"),
-    "Parquet of other columns": (parquet([{"prompt": "p"}]), "{path}: row 1: unknown key 'prompt'"),
+    "Parquet of other columns": (parquet([{"prompt": "p"}]), "{path}: row 1: has no 'id'"),
+    "Parquet with a date": (
+        parquet([ROW | {"seen": date(2024, 2, 29)}]),
+        "{path}: row 1: column 'seen' holds date, expected what JSON can hold",
+    ),
     "Parquet of a wrong type": (parquet([ROW | {"id": 7}]), "{path}: row 1: id is 7"),
     "a question in the place of a solution": (
         raw(text(ROW) + text(QUESTION)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from dreamprm.data import digests
 from dreamprm.data.config import DataConfig, SyntheticConfig
+from dreamprm.data.digests import Contents
 from dreamprm.data.formats import (
     load_questions,
     load_trajectories,
@@ -104,6 +106,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "domain": (rows(lambda r: replace(r, domain="b"), "train-a"), {TRAIN}),
     "question": (rows(lambda r: replace(r, question="?"), "train-a"), {TRAIN}),
     "id": (rows(lambda r: replace(r, id="x"), "train-a"), {TRAIN}),
+    "an extra column": (rows(lambda r: replace(r, extra={"level": 1}), "train-a"), {TRAIN}),
     "an image less": (rows(lambda r: replace(r, images=()), "train-a"), {f"images of the {TRAIN}"}),
     "an image of training": (image("train-a"), {f"images of the {TRAIN}"}),
     "meta outcome": (rows(lambda r: replace(r, outcome=not r.outcome), "meta"), {META}),
@@ -186,3 +189,14 @@ def test_images_of_data_on_disk_are_read_once(data: Path, monkeypatch: pytest.Mo
     image("train-a")(data)
     found(data, "always")
     assert len(set(read) & training - held_out) == 1
+
+
+def test_extra_columns_count_where_there_are_some() -> None:
+    """Digests of data without them are those of a reader that knows none."""
+    row = Trajectory("1", "d", "q?", ("one",), answer="2")
+    said = b'["1", "q?", "2", "d", ["one"], null, null]\n'
+    assert Contents.of([row]).rows == hashlib.sha256(said).hexdigest()
+    one = Contents.of([replace(row, extra={"level": 1, "split": "x"})])
+    assert one.rows != Contents.of([row]).rows
+    assert one == Contents.of([replace(row, extra={"split": "x", "level": 1})])
+    assert one != Contents.of([replace(row, extra={"split": "x", "level": 2})])

@@ -39,12 +39,14 @@ class RowsDigest:
         fields: list[Any] = [row.id, row.question, row.answer]
         if isinstance(row, Trajectory):
             fields += [row.domain, row.steps, row.step_labels, row.outcome]
+            if row.extra:
+                fields.append(row.extra)
         else:
             fields += [
                 [c.domain, c.steps, c.step_labels, c.correct, c.answer] for c in row.candidates
             ]
         places = [self.images.setdefault(path, len(self.images)) for path in row.images]
-        self._rows.update(json.dumps(fields).encode() + b"\n")
+        self._rows.update(json.dumps(fields, sort_keys=True).encode() + b"\n")
         self._places.update(json.dumps(places).encode() + b"\n")
 
     def contents(self) -> Contents:

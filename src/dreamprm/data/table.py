@@ -10,6 +10,7 @@ from typing import Any, overload
 import numpy as np
 
 from dreamprm.data.trajectory import Trajectory
+from dreamprm.errors import UserError, unknown_name
 
 UNKNOWN = -1  # of an outcome
 
@@ -45,6 +46,12 @@ TYPES = {
     "labelled": np.bool_,
     "stepped": np.bool_,
     "outcome": np.int8,
+}
+
+
+_READ: dict[str, Callable[[Trajectory], Any]] = {
+    "id": lambda row: row.id,
+    "steps": lambda row: len(row.steps),
 }
 
 
@@ -114,6 +121,31 @@ class TrajectoryTable(Sequence[Trajectory]):
     def domains(self) -> list[str]:
         """The names of the domains that rows have, sorted."""
         return sorted(self.columns.names[code] for code in np.unique(self.columns.domain))
+
+    def column(self, name: str) -> list[Any]:
+        """[n], the value that each row has under a name, None for a row without one.
+
+        ``domain`` and ``outcome`` are known without reading a row; else all are read once.
+
+        Args:
+            name: ``domain``, ``outcome``, ``id``, ``steps`` (how many), or an extra column.
+
+        Raises:
+            UserError: no row has a column of that name.
+        """
+        if name == "domain":
+            return [self.columns.names[code] or None for code in self.columns.domain]
+        if name == "outcome":
+            return [None if code == UNKNOWN else bool(code) for code in self.columns.outcome]
+        if name in _READ:
+            return [_READ[name](row) for row in self]
+        values, known = [], {"domain", "outcome", *_READ}
+        for row in self:
+            values.append(row.extra.get(name))
+            known.update(row.extra)
+        if name not in known:
+            raise UserError(unknown_name("column", name, known))
+        return values
 
     def groups(self) -> np.ndarray:
         """[n], for each row the place of its domain among ``domains``."""

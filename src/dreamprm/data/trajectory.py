@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from dreamprm.data.extra import extra_columns, near_names
 from dreamprm.data.paths import image_path, relative_images
 from dreamprm.errors import UserError, shown, unknown_name
 
@@ -24,6 +25,8 @@ class Trajectory:
         step_labels: p_i in [0, 1] for each step, None for a step without one; None for none at all.
         outcome: whether the final answer is right; None where unknown.
         answer: the final answer of the solution.
+        extra: further columns of the data, by name, with any values that JSON can hold; they are
+            kept as they are, can be grouped by, and are not to be changed in place.
     """
 
     id: str
@@ -34,6 +37,12 @@ class Trajectory:
     step_labels: tuple[float | None, ...] | None = None
     outcome: bool | None = None
     answer: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for key in self.extra:
+            if key in TRAJECTORY_KEYS:
+                raise UserError(f"extra holds {key!r}, which is a key of the format's own")
 
     @property
     def question_key(self) -> Hashable:
@@ -47,18 +56,20 @@ class Trajectory:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], folder: Path) -> Trajectory:
-        """Reads the canonical JSON object.
+        """Reads the canonical JSON object; keys that are not the format's own are ``extra``.
 
         Args:
             record: the object.
             folder: the images' paths are relative to it, and may not leave it.
 
         Raises:
-            UserError: a key is missing, unknown or of the wrong type, or a value out of range.
+            UserError: a key is missing, a misspelling of one that is missing, or of the wrong type,
+                or a value out of range.
         """
         if "candidates" in record:
             raise UserError("has candidates, as a question to select from: expected a solution")
-        check_keys(record, _TRAJECTORY_KEYS, ("id", "question", "steps"))
+        extra = extra_columns(record, TRAJECTORY_KEYS)
+        _need_keys(record, ("id", "question", "steps"))
         steps = _steps(record["steps"])
         return cls(
             id=_text(record, "id"),
@@ -69,10 +80,14 @@ class Trajectory:
             step_labels=_labels(record.get("step_labels"), len(steps)),
             outcome=_boolean(record, "outcome"),
             answer=_optional_text(record, "answer"),
+            extra=extra,
         )
 
     def to_record(self, folder: Path) -> dict[str, Any]:
-        """The canonical JSON object, images relative to ``folder``; what is unknown is left out."""
+        """The canonical JSON object, images relative to ``folder``, extra columns at the end.
+
+        What is unknown is left out, but where an extra column could be a misspelling of its key.
+        """
         record: dict[str, Any] = {"id": self.id}
         if self.domain:
             record["domain"] = self.domain
@@ -86,7 +101,10 @@ class Trajectory:
             record["outcome"] = self.outcome
         if self.answer is not None:
             record["answer"] = self.answer
-        return record
+        for key in self.extra:
+            for name in near_names(key, TRAJECTORY_KEYS):
+                record.setdefault(name, None)
+        return record | dict(self.extra)
 
 
 @dataclass(frozen=True)
@@ -215,8 +233,9 @@ def _candidate(item: Any) -> Candidate:
     )
 
 
-_TRAJECTORY_KEYS, _QUESTION_KEYS, _CANDIDATE_KEYS = (
-    [field.name for field in fields(kind)] for kind in (Trajectory, SelectionQuestion, Candidate)
+TRAJECTORY_KEYS = tuple(each.name for each in fields(Trajectory) if each.name != "extra")
+_QUESTION_KEYS, _CANDIDATE_KEYS = (
+    [each.name for each in fields(kind)] for kind in (SelectionQuestion, Candidate)
 )
 
 
@@ -229,6 +248,10 @@ def check_keys(record: Mapping[str, Any], known: Sequence[str], needed: Sequence
     for key in record:
         if key not in known:
             raise UserError(unknown_name("key", str(key), known))
+    _need_keys(record, needed)
+
+
+def _need_keys(record: Mapping[str, Any], needed: Sequence[str]) -> None:
     for key in needed:
         if key not in record:
             raise UserError(f"has no {key!r}")

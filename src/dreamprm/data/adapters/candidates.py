@@ -77,6 +77,6 @@ CANDIDATES = Format(
     read,
     lambda row: {"id", "question", "candidates"} <= set(row),
     write,
-    cannot_hold=frozenset({"id"}),
+    cannot_hold=frozenset({"id", "extra columns"}),
     needs=frozenset({"an outcome"}),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ def read(path: Path) -> Iterator[tuple[str, Trajectory]]:
     """One trajectory per row.
 
     Raises:
-        UserError: a key is missing or unknown, or a value is wrong.
+        UserError: a key is missing or misspelt, or a value is wrong.
     """
     for where, row in read_rows(path):
         yield where, checked(where, path.parent, **row)
@@ -33,7 +32,7 @@ def write(rows: Iterable[Trajectory], folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _recognise(row: Mapping[str, Any]) -> bool:
-    return {"id", "question", "steps"} <= set(row) <= {field.name for field in fields(Trajectory)}
+    return {"id", "question", "steps"} <= set(row) and "candidates" not in row
 
 
 CANONICAL = Format("canonical", read, _recognise, write)

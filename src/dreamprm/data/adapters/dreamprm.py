@@ -161,6 +161,7 @@ TRAIN = Format(
             "white space around steps",
             "outcome",
             "answer",
+            "extra columns",
         }
     ),
     needs=frozenset({"a labelled step"}),
@@ -177,6 +178,7 @@ META = Format(
             "step labels",
             "steps without a 'Step n' heading",
             "answer without steps",
+            "extra columns",
         }
     ),
     needs=frozenset({"an outcome"}),

@@ -85,6 +85,8 @@ DREAMPRM15 = Format(
     read,
     lambda row: {"conversations", "true_false"} <= set(row),
     write,
-    cannot_hold=frozenset({"domain", "images after the first", "step labels", "answer"}),
+    cannot_hold=frozenset(
+        {"domain", "images after the first", "step labels", "answer", "extra columns"}
+    ),
     needs=frozenset({"a step", "an outcome"}),
 )

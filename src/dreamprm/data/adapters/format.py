@@ -95,6 +95,7 @@ PROPERTIES: dict[str, Callable[[Trajectory], bool]] = {
     "outcome": lambda row: row.outcome is not None,
     "answer": lambda row: row.answer is not None,
     "answer without steps": lambda row: row.answer is not None and not row.steps,
+    "extra columns": lambda row: bool(row.extra),
 }
 
 NEEDS: dict[str, Callable[[Trajectory], bool]] = {

@@ -115,6 +115,7 @@ MATH_SHEPHERD = Format(
             "white space around steps",
             "outcome",
             "answer",
+            "extra columns",
         }
     ),
     needs=frozenset({"a label for every step", "a text without 'ки'"}),

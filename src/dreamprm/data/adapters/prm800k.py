@@ -109,7 +109,7 @@ PRM800K = Format(
     _recognise,
     write,
     cannot_hold=frozenset(
-        {"id", "domain", "images", "labels between 0 and 1", "outcome", "answer"}
+        {"id", "domain", "images", "labels between 0 and 1", "outcome", "answer", "extra columns"}
     ),
     needs=frozenset({"a labelled step"}),
 )

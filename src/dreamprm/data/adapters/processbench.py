@@ -72,7 +72,14 @@ PROCESSBENCH = Format(
     lambda row: {"id", "problem", "steps", "label"} <= set(row),
     write,
     cannot_hold=frozenset(
-        {"domain", "images", "labels between 0 and 1", "labels after the first error", "answer"}
+        {
+            "domain",
+            "images",
+            "labels between 0 and 1",
+            "labels after the first error",
+            "answer",
+            "extra columns",
+        }
     ),
     needs=frozenset({"a label for every step up to the first error"}),
 )

@@ -55,7 +55,7 @@ TRL = Format(
     lambda row: {"prompt", "completions", "labels"} <= set(row),
     write,
     cannot_hold=frozenset(
-        {"id", "domain", "images", "labels between 0 and 1", "outcome", "answer"}
+        {"id", "domain", "images", "labels between 0 and 1", "outcome", "answer", "extra columns"}
     ),
     needs=frozenset({"a label for every step"}),
 )

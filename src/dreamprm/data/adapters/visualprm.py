@@ -173,7 +173,9 @@ VISUALPRM400K = Format(
     read_conversations,
     _is_conversation,
     write_conversations,
-    cannot_hold=frozenset({"id", "domain", "labels between 0 and 1", "outcome", "answer"}),
+    cannot_hold=frozenset(
+        {"id", "domain", "labels between 0 and 1", "outcome", "answer", "extra columns"}
+    ),
     needs=frozenset({"a label for every step"}),
 )
 VISUALPRM400K_RAW = Format("visualprm400k-raw", read_raw, lambda row: "steps_with_score" in row)
@@ -182,6 +184,6 @@ VISUALPROCESSBENCH = Format(
     read_bench,
     lambda row: isinstance(row.get("response"), dict) and "process_correctness" in row["response"],
     write_bench,
-    cannot_hold=frozenset({"id", "labels between 0 and 1", "outcome", "answer"}),
+    cannot_hold=frozenset({"id", "labels between 0 and 1", "outcome", "answer", "extra columns"}),
     needs=frozenset({"a labelled step"}),
 )
