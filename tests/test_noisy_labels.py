@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
-from benchmarks.noisy_labels import accuracy_and_weights
+from dreamprm import load_config
 from dreamprm.hypergradients import METHODS
-from dreamprm.problems.noisy_labels import noisy_digits
+from dreamprm.run_directory import open_run
+from dreamprm.tasks.noisy_labels import build, noisy_digits
 
 
 def test_only_unreliable_annotators_flip_labels() -> None:
@@ -22,20 +25,33 @@ def test_only_unreliable_annotators_flip_labels() -> None:
         flips = [
             bool(a["label"] != b["label"])
             for a, b in zip(noisy.train, clean.train, strict=True)
-            if a["domain"] == annotator
+            if a["annotator"] == f"annotator-{annotator}"
         ]
         assert sum(flips) == (round(0.4 * len(flips)) if annotator >= 2 else 0)
+
+
+def run(*overrides: str) -> tuple[float, dict[str, float], torch.Tensor | None]:
+    """Accuracy on the test images, the weights of the annotators, and those of the images."""
+    with TemporaryDirectory() as folder:
+        config = load_config("noisy_labels", ["steps=600", f"out={folder}/run", *overrides])
+        with open_run(Path(config.out), config, resume=False, overwrite=False) as opened:
+            task = build(config, opened)
+            engine = task.engine(config, Path(config.out))
+            engine.config.progress = None
+            engine.run()
+            numbers = task.end(engine, Path(config.out))
+    return numbers["accuracy"], engine.weights(), engine.row_weights()
 
 
 @cache
 def plain() -> float:
     """Without an upper problem, whose method then does not matter."""
-    return accuracy_and_weights(0, False, "identity", steps=600)[0]
+    return run("weighting=uniform")[0]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_learned_weights_beat_none(method: str) -> None:
-    learned, weights = accuracy_and_weights(0, True, method, steps=600)
+    learned, weights, _ = run(f"hypergradient={method}")
     values = list(weights.values())
     assert learned > plain() + 0.03
     assert min(values[:2]) > max(values[2:])

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -21,6 +22,8 @@ from dreamprm.run_directory import CONFIG_FILE, open_run, refuse_many_processes
 class Config:
     steps: int = 1
     log_every: int = 1
+
+    FREE: ClassVar[tuple[str, ...]] = ("log_every",)
 
 
 FILES = ("metrics.jsonl", "summary.json", "checkpoints/step-1/state.pt", "model/prm.json")

@@ -188,7 +188,7 @@ def link(
     upper_problem = None
     if learned:
         assert weights is not None
-        optimizer = _upper_optimizer(weights, config.upper)
+        optimizer = _upper_optimizer(weights, config)
         upper_problem = upper(
             config=ProblemConfig(
                 precision=config.precision,
@@ -228,14 +228,16 @@ def adamw(parameters: Any, config: OptimizerConfig) -> AdamW:
     return AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def _upper_optimizer(weights: nn.Module, config: OptimizerConfig) -> Optimizer:
+def _upper_optimizer(weights: nn.Module, config: RunConfig) -> Optimizer:
     """Of a table of rows, one that touches the rows of a batch alone, unless all are asked for."""
     if not getattr(weights, "by_rows", False):
-        return adamw(weights.parameters(), config)
-    if config.weight_decay or config.clip:
+        return adamw(weights.parameters(), config.upper)
+    # Decay and clipping look at all rows, and steps that were taken at those of several batches.
+    several = STEPS in resolve(config.hypergradient).needs or config.upper.accumulate > 1
+    if config.upper.weight_decay or config.upper.clip or several:
         weights.by_rows = False
-        return adamw(weights.parameters(), config)
-    return SparseAdam(list(weights.parameters()), lr=config.learning_rate)
+        return adamw(weights.parameters(), config.upper)
+    return SparseAdam(list(weights.parameters()), lr=config.upper.learning_rate)
 
 
 def _hypergradient_batch_size(config: RunConfig) -> int:
