@@ -1,0 +1,183 @@
+"""What docs/tasks.md prints runs as printed: a task, a weighting and a method from outside."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dreamprm import load_config, train
+from dreamprm.errors import UserError
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "tasks.md"
+BLOCK = re.compile(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in BLOCK.findall(PAGE.read_text()):
+        (tmp_path / name).write_text(f"# {name}\n{text}")
+    return tmp_path
+
+
+def dreamprm(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dreamprm.cli", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_task_is_as_short_as_the_page_says(folder: Path) -> None:
+    lines = {path.name: len(path.read_text().splitlines()) for path in folder.iterdir()}
+    assert lines["my_task.py"] <= 45
+    assert lines["my.yaml"] <= 15
+
+
+def test_a_task_outside_the_package_runs_is_killed_and_resumes(folder: Path) -> None:
+    whole = dreamprm(folder, "train", "my.yaml", "--out", "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert "error" in whole.stdout
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dreamprm.cli", "train", "my.yaml"],
+        cwd=folder,
+        stderr=subprocess.DEVNULL,
+    )
+    out = folder / "runs" / "mine"
+    while not list(out.glob("checkpoints/step-*")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = dreamprm(folder, "train", "my.yaml", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    summaries = [
+        json.loads((each / "summary.json").read_text()) for each in (folder / "whole", out)
+    ]
+    for summary in summaries:
+        summary.pop("config")
+    assert summaries[0] == summaries[1]
+    weights = summaries[0]["weights"]
+    assert max(weights, key=weights.__getitem__) != "3"
+    assert weights["3"] == min(weights.values()) < 0.2
+    assert summaries[0]["runs"]["domain_table"]["error"] < summaries[0]["runs"]["uniform"]["error"]
+    report = (out / "report.html").read_text()
+    assert "squared error" in report
+    assert "has not ended" not in report
+    again = dreamprm(folder, "train", "my.yaml")
+    assert again.returncode == 2
+    assert "--resume continues it" in again.stderr
+    changed = dreamprm(folder, "train", "my.yaml", "--resume", "points=500")
+    assert changed.returncode == 2
+    assert "differs from this config in points" in changed.stderr
+
+
+def test_other_data_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    config = load_config("my.yaml", ["steps=20", "baseline=false"])
+    train(config)
+    source = folder / "my_task.py"
+    source.write_text(source.read_text().replace("[1.0, -2.0, 0.5]", "[1.0, -2.0, 0.6]"))
+    changed = dreamprm(folder, "train", "my.yaml", "steps=20", "baseline=false", "--resume")
+    assert changed.returncode == 2
+    assert "other training data, meta set" in changed.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plugins=[my_weighting.py]", "weighting=temperature"],
+        ["plugins=[my_method.py]", "hypergradient=damped", "hypergradient_options.damping=2"],
+        ["weighting=instance_table"],
+        ["weighting=instance_network", "weighting_options.features=[x]"],
+    ],
+)
+def test_weightings_and_methods_by_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    summary = train(load_config("my.yaml", ["steps=20", *words]))
+    plain, learned = summary["runs"].values()
+    assert learned["error"] != plain["error"]
+
+
+def test_learned_weights_are_fixed_in_another_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    short = ["steps=100", "baseline=false"]
+    for name in ("domain_table", "instance_table"):
+        learned = train(load_config("my.yaml", [*short, f"weighting={name}", f"out={name}"]))
+        column = ["weighting_options.column=id"] if name == "instance_table" else []
+        options = [f"weighting_options.file={name}", *column]
+        fixed = train(
+            load_config("my.yaml", [*short, "weighting=fixed", *options, f"out=fixed-{name}"])
+        )
+        assert fixed["weights"] == pytest.approx(learned["weights"])
+        assert fixed["runs"]["fixed"] != learned["runs"][name]
+    with pytest.raises(UserError, match="no weight for sensor '0' and 3 more"):
+        train(load_config("my.yaml", [*short, "weighting=fixed", "weighting_options.weights={a: 1}",
+                                      "out=wrong"]))  # fmt: skip
+
+
+def test_every_row_has_its_weight_in_one_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    train(load_config("my.yaml", ["weighting=instance_table", "baseline=false"]))
+    weights = json.loads(Path("runs/mine/weights.json").read_text())
+    assert list(weights) == [str(i) for i in range(400)]
+    wrong = [weight for name, weight in weights.items() if int(name) % 4 == 3]
+    right = [weight for name, weight in weights.items() if int(name) % 4 != 3]
+    assert sum(wrong) / len(wrong) < sum(right) / len(right)
+    ends = [json.loads(line) for line in Path("runs/mine/rows.jsonl").read_text().splitlines()]
+    assert [row["weight"] for row in ends] == sorted(row["weight"] for row in ends)
+    assert ends[0]["weight"] == min(weights.values())
+    assert "sensor" in ends[0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task=none.py"], "there is no file"),
+        (["task=noisy_label"], "did you mean 'noisy_labels'"),
+        (["hypergradient=identiy"], "did you mean 'identity'"),
+        (["weighting=instance"], "did you mean 'instance_table'"),
+        (["weighting_options.colum=x"], "did you mean 'column'"),
+        (["plugins=[my.yaml.py]"], "there is no file"),
+        (["points=few"], "points"),
+    ],
+)
+def test_bad_words_are_refused_before_anything_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_config("my.yaml", words)
+
+
+def test_a_task_that_cannot_be_imported_says_where(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import torch\n\nraise KeyError('x')\n")
+    (tmp_path / "broken.yaml").write_text("task: broken.py\n")
+    with pytest.raises(UserError, match=r"broken\.py:3: KeyError"):
+        load_config(str(tmp_path / "broken.yaml"))
+    (tmp_path / "broken.py").write_text("def build(\n")
+    with pytest.raises(UserError, match=r"broken\.py:1: SyntaxError"):
+        load_config(str(tmp_path / "broken.yaml"))
+
+
+def test_batches_of_every_task_have_the_index_of_their_rows() -> None:
+    from dreamprm.data.batches import BatchStream
+    from dreamprm.tasks import Columns
+
+    rows = Columns({"x": [10 * i for i in range(7)]})
+    stream = BatchStream(rows, 3, lambda items: {"x": [item["x"] for item in items]}, seed=0)
+    batch = next(iter(stream))
+    assert [10 * i for i in batch["index"].tolist()] == batch["x"]
