@@ -44,6 +44,7 @@ from dreamprm.run_directory import (
     open_run,
     refuse_many_processes,
 )
+from dreamprm.tasks.prm.words import WORDS
 from dreamprm.training.schedules import build_schedule
 from dreamprm.writing import write_whole
 
@@ -55,6 +56,8 @@ DATA_FILES = ("data.root", "data.train", "data.meta", "data.test")
 
 class PRMEngine(ReweightingEngine):
     """Validates as its observer says: on the meta set, and what it looks at beside that."""
+
+    words = WORDS
 
     def __init__(
         self,

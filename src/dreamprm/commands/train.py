@@ -32,6 +32,7 @@ def run(options: argparse.Namespace) -> None:
     from dreamprm.config import load_config
     from dreamprm.engines.prm import train
     from dreamprm.inference.tables import summary_table
+    from dreamprm.tasks.prm.words import WORDS
 
     overrides = list(options.overrides)
     if options.out is not None:
@@ -39,5 +40,5 @@ def run(options: argparse.Namespace) -> None:
     config = load_config(options.config, overrides)
     disable_progress_bar()  # of every save; the run has its own
     summary = train(config, resume=options.resume, overwrite=options.overwrite)
-    print(summary_table(summary))
+    print(summary_table(summary, WORDS))
     print(f"\nThe run is in {config.out}; look at {config.out}/report.html")

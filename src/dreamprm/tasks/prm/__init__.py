@@ -1,0 +1,1 @@
+"""Process reward models: solutions of several domains, weighted by domain."""
