@@ -16,7 +16,7 @@ def losses(run: Run) -> list[Plot]:
     found = [n.removesuffix("/loss") for n in run.names("/loss") if n != "validation/loss"]
     weighted = {problem for problem in found if f"{problem}/unweighted_loss" in logged}
     uppers = _uppers(found, weighted)
-    plots = []
+    plots: list[Plot] = []
     for problem in found:
         if problem in uppers:
             title, caption, lines = _upper(run, problem)
