@@ -7,6 +7,7 @@ tests/test_engines_base.py that fails without it.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from dreamprm.errors import UserError
 from dreamprm.problems.base import Problem
 from dreamprm.problems.finite import need_finite_state
 from dreamprm.progress import progress_bar, show, unread_noted
+from dreamprm.run_directory import RUN_FILE
 from dreamprm.training.checkpoints import (
     checkpoint_steps,
     load_latest_checkpoint,
@@ -35,6 +37,8 @@ from dreamprm.training.checkpoints import (
     save_checkpoint,
 )
 from dreamprm.training.metrics import MetricsLog
+from dreamprm.words import Words, as_json
+from dreamprm.writing import write_whole
 
 log = logging.getLogger("dreamprm")
 
@@ -93,6 +97,7 @@ class Engine(betty_engine.Engine):
 
     config: EngineConfig
     problems: list[Problem]
+    words: Words = Words()  # what the report calls the things of the task
 
     def __init__(
         self,
@@ -173,6 +178,7 @@ class Engine(betty_engine.Engine):
         # What could never be saved is found now, and not at the first checkpoint.
         self._need_finite({p.name: {"module": p.module.state_dict()} for p in self.problems})
         metrics = self._open_metrics()
+        self._note_progress(finished=False)
         bar = progress_bar(self.config.progress, self.train_iters, "step", self.global_step)
         stop = self.global_step >= self.train_iters or (
             self.early_stopping is not None and self.early_stopping.reached
@@ -211,6 +217,7 @@ class Engine(betty_engine.Engine):
                     break
         if metrics is not None:
             metrics.close()
+        self._note_progress(finished=bool(stop))
         if interrupted:
             raise KeyboardInterrupt(interrupted.number)
         if unread:
@@ -309,6 +316,18 @@ class Engine(betty_engine.Engine):
         metrics = MetricsLog(self.config.run_directory, self.global_step)
         metrics.layout(self.charts())
         return metrics
+
+    def _note_progress(self, finished: bool) -> None:
+        """Says in the run directory what the run is of, and whether it came to its end."""
+        if self.config.run_directory is None:
+            return
+        about = {
+            "words": as_json(self.words),
+            "steps": self.train_iters,
+            "finished": finished,
+            "step": self.global_step,
+        }
+        write_whole(self.config.run_directory / RUN_FILE, [json.dumps(about)])
 
     def _learning_rates(self) -> dict[str, float]:
         return {

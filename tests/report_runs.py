@@ -12,6 +12,8 @@ from typing import Any
 from PIL import Image
 
 from dreamprm.reporting.examples import small_image
+from dreamprm.tasks.prm.words import WORDS
+from dreamprm.words import as_json
 
 HOSTILE = '<script>window.hit=1</script><img src=x onerror="window.hit=1">'
 HOSTILE_NAMES = (
@@ -78,6 +80,8 @@ def write_run(
         "versions": {"python": f"3.11{text}", "torch": "2.13.0+cpu", "betty-ml": "0.2.1"},
     }
     _write(folder / "summary.json", summary)
+    about = {"words": as_json(WORDS), "steps": steps, "finished": True, "step": steps}
+    _write(folder / "run.json", about)
     config = {"seed": 0, "steps": steps, "meta_loss": f"pairwise{text}", "out": text or "x"}
     (folder / "config.yaml").write_text(
         "".join(f"{k}: {json.dumps(v)}\n" for k, v in config.items())

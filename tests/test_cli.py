@@ -54,6 +54,7 @@ def test_a_run_directory_holds_what_it_promises(finished: Path) -> None:
         "config.yaml",
         "metrics.jsonl",
         "summary.json",
+        "run.json",
         "tensorboard",
         "checkpoints",
         "model",

@@ -83,7 +83,7 @@ def test_a_run_without_anything_but_metrics_has_a_report(tmp_path: Path) -> None
     text = write_report(run).read_text()
     assert "Lower level: classifier" in text
     assert "not finished" in text
-    assert "no scored solutions" in text
+    assert 'id="examples"' not in text  # nothing says that its samples are picked from
     (run / "metrics.jsonl").write_text('{"step": 10, "a/loss": NaN, "validation/x": Infinity}\n')
     text = write_report(run).read_text()
     assert ">not a number<" in text
@@ -94,7 +94,10 @@ def test_a_run_without_anything_but_metrics_has_a_report(tmp_path: Path) -> None
 
 def test_a_section_without_its_data_says_what_makes_them(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", evaluated=False)
-    assert f"dreamprm evaluate {run} --out {run}/evaluation.json" in write_report(run).read_text()
+    (run / "examples.jsonl").unlink()
+    text = write_report(run).read_text()
+    assert f"dreamprm evaluate {run} --out {run}/evaluation.json" in text
+    assert "no scored solutions" in text
     (tmp_path / "other.json").write_text(json.dumps(evaluation(["m"])))
     text = write_report(run, evaluation=tmp_path / "other.json").read_text()
     assert "dreamprm evaluate" not in text

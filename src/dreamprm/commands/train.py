@@ -45,8 +45,9 @@ def run(options: argparse.Namespace) -> None:
 
     from dreamprm.engines.run import train
     from dreamprm.inference.tables import summary_table
+    from dreamprm.reporting.run import read_run
 
     disable_progress_bar()  # of every save; the run has its own
     summary = train(config, resume=options.resume, overwrite=options.overwrite)
-    print(summary_table(summary))
+    print(summary_table(summary, read_run(config.out).words))
     print(f"\nThe run is in {config.out}; look at {config.out}/report.html")

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-COLUMNS = {
-    "step_auc": "step AUC",
-    "best_of_n": "best of N",
-    "random_pick": "random pick",
-    "best_source": "best source",
-    "majority_vote": "majority vote",
-    "pass_at_n": "pass@N",
-}
+from dreamprm.words import Words, is_number
 
 
 def table(header: list[str], rows: list[list[str]], texts: int = 1) -> str:
@@ -76,29 +69,41 @@ def method_tables(rows: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def summary_table(summary: dict[str, Any]) -> str:
-    """The final tables of a run: the learned weights, and the reward models beside each other."""
+def summary_table(summary: dict[str, Any], words: Words) -> str:
+    """The final tables of a run: the learned weights, and the models beside each other.
+
+    Args:
+        summary: what ``summary.json`` holds.
+        words: of the task.
+    """
     parts = []
-    if summary["weights"]:
-        qualities = summary["qualities"]
+    if summary.get("weights"):
+        qualities = summary.get("qualities") or {}
         rows = [
             [name, *([qualities[name]] if qualities else []), f"{weight:.2f}"]
             for name, weight in sorted(summary["weights"].items(), key=lambda item: -item[1])
         ]
-        parts.append(
-            table(["domain", *(["known quality"] if qualities else []), "learned weight"], rows)
-        )
+        known = ["known quality"] if qualities else []
+        parts.append(table([words.group, *known, "learned weight"], rows))
     runs = {name: numbers for name, numbers in summary["runs"].items() if numbers}
     if runs:
-        columns = [key for key in COLUMNS if any(r.get(key) is not None for r in runs.values())]
-        labels = {"domain_table": f"learned ({summary['meta_loss']})"}
+        columns = words.shown(runs.values())
         rows = [
-            [labels.get(name, name)]
-            + ["–" if numbers[key] is None else f"{numbers[key]:.3f}" for key in columns]
+            [_weighting(name, summary), *(_decimal(numbers.get(key)) for key in columns)]
             for name, numbers in runs.items()
         ]
-        parts.append(table(["weights", *(COLUMNS[key] for key in columns)], rows))
+        parts.append(table(["weights", *map(words.title, columns)], rows))
     return "\n\n".join(parts)
+
+
+def _weighting(name: str, summary: dict[str, Any]) -> str:
+    if name != "domain_table":
+        return name.replace("_", " ")
+    return f"learned ({summary['meta_loss']})" if summary.get("meta_loss") else "learned"
+
+
+def _decimal(value: Any) -> str:
+    return f"{value:.3f}" if is_number(value) else "–"
 
 
 def validation_tables(report: dict[str, Any]) -> str:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dreamprm.inference.tables import COLUMNS
 from dreamprm.reporting.content import Cell, Plot, Table, number, plot_of
 from dreamprm.reporting.evaluation import Evaluation
 from dreamprm.reporting.judgement import EvaluationSection, evaluation_section
+from dreamprm.reporting.losses import STEP
+from dreamprm.reporting.outcome import value_of
 from dreamprm.reporting.plots import Line
 from dreamprm.reporting.run import Run, series
-from dreamprm.reporting.training import STEP
+from dreamprm.words import Words, capital, union
 
 LINES = 10  # runs that a plot can tell apart
 ROWS = 20
@@ -20,8 +21,9 @@ ROWS = 20
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the page of several runs shows."""
+    """What the page of several runs shows, in words that fit all of them."""
 
+    words: Words
     outcomes: Table | None
     weights: Table | None
     plots: list[Plot] = field(default_factory=list)
@@ -47,45 +49,49 @@ def compare(runs: Sequence[Run], evaluation: Evaluation | None = None) -> Compar
         evaluation: of their models, on the same data.
     """
     labels = labels_of(runs)
+    words = union([run.words for run in runs])
     return Comparison(
-        _outcomes(labels, runs),
-        _weights(labels, runs),
+        words,
+        _outcomes(labels, runs, words),
+        _weights(labels, runs, words),
         _plots(labels, runs),
         _differences(labels, runs),
         evaluation_section(evaluation) if evaluation else None,
     )
 
 
-def _outcomes(labels: list[str], runs: Sequence[Run]) -> Table | None:
+def _outcomes(labels: list[str], runs: Sequence[Run], words: Words) -> Table | None:
     rows: list[tuple[str, dict[str, Any]]] = []
     for label, run in zip(labels, runs, strict=True):
         for name, numbers in (run.summary.get("runs") or {}).items():
             if isinstance(numbers, dict) and numbers:
                 rows.append((label if name != "uniform" else f"{label}, uniform weights", numbers))
-    columns = [key for key in COLUMNS if any(r.get(key) is not None for _, r in rows)]
+    columns = words.shown(numbers for _, numbers in rows)
     if not columns:
         return None
     cells: list[list[Cell]] = [
-        [label, *(number(numbers.get(key)) for key in columns)] for label, numbers in rows
+        [label, *(value_of(numbers, key) for key in columns)] for label, numbers in rows
     ]
-    return Table("On each run's test set", ["run", *(COLUMNS[k] for k in columns)], cells,
-                 key="summary")  # fmt: skip
+    header = ["run", *map(words.title, columns)]
+    return Table(f"On each run's {words.test}", header, cells, key="summary")
 
 
-def _weights(labels: list[str], runs: Sequence[Run]) -> Table | None:
-    names = sorted({name for run in runs for name in run.weights})
+def _weights(labels: list[str], runs: Sequence[Run], words: Words) -> Table | None:
+    # Single rows may be a million, and each run's report has those at both ends.
+    weights = [run.weights if run.rows is None else {} for run in runs]
+    names = sorted({name for found in weights for name in found})
     if not names:
         return None
 
     def highest(name: str) -> float:
-        return max(run.weights.get(name, float("-inf")) for run in runs)
+        return max(found.get(name, float("-inf")) for found in weights)
 
     names.sort(key=lambda name: (-highest(name), name))
     rows: list[list[Cell]] = [
-        [name, *(number(run.weights.get(name), ".3f") for run in runs)] for name in names
+        [name, *(number(found.get(name), ".3f") for found in weights)] for name in names
     ]
-    return Table("Domain weights at the end", ["domain", *labels], rows[:ROWS], rows[ROWS:],
-                 key="weights")  # fmt: skip
+    caption = f"{capital(words.group)} weights at the end"
+    return Table(caption, [words.group, *labels], rows[:ROWS], rows[ROWS:], key="weights")
 
 
 def _plots(labels: list[str], runs: Sequence[Run]) -> list[Plot]:

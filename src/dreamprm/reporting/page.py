@@ -20,6 +20,7 @@ from dreamprm.reporting.run import Run, read_run
 from dreamprm.reporting.text import printable, shortened
 from dreamprm.reporting.training import training_section, weights_section
 from dreamprm.run_directory import REPORT_FILE
+from dreamprm.words import capital, plural
 from dreamprm.writing import write_whole, writing
 
 COMPARISON_FILE = "comparison.html"
@@ -101,6 +102,7 @@ def _environment() -> Environment:
     environment.tests["a_number"] = lambda value: isinstance(value, Number)
     environment.globals["mark"] = Markup(_MARK)
     environment.filters["short"] = lambda text: shortened(text, CELL_LENGTH)
+    environment.filters["capital"], environment.filters["plural"] = capital, plural
     environment.filters["thousands"] = lambda n: f"{n:,}" if isinstance(n, int) else n
     # Ten bins, so that a score's colour needs no computation in the page.
     environment.filters["bin"] = lambda score: min(9, max(0, int(score * 10)))

@@ -13,15 +13,19 @@ import yaml
 from dreamprm.errors import UserError
 from dreamprm.reporting.evaluation import EVALUATION_FILE, Evaluation, read_evaluation
 from dreamprm.reporting.examples import Example, read_examples
+from dreamprm.reporting.row_weights import WeightedRow, read_weighted_rows
 from dreamprm.run_directory import (
     BASELINE,
     CONFIG_FILE,
     EXAMPLES_FILE,
     METRICS_FILE,
+    ROWS_FILE,
+    RUN_FILE,
     SUMMARY_FILE,
     WEIGHTS_FILE,
 )
 from dreamprm.training.metrics import read_metrics
+from dreamprm.words import Words, is_number, words_from_json
 
 Found = TypeVar("Found")
 
@@ -35,8 +39,12 @@ class Run:
         metrics: the rows of ``metrics.jsonl``.
         baseline: the same of the run with uniform weights, if there is one.
         config, config_text: of ``config.yaml``; empty where there is none.
-        summary: of ``summary.json``; empty where the run has not ended.
-        weights: by domain; empty where none were learned.
+        summary: of ``summary.json``; empty where there is none yet, or never will be.
+        weights: by group, or by row where there are ``rows``; empty where none were learned.
+        rows: those at both ends of the weights, where single rows have one.
+        words: what its task calls its things.
+        trained: whether its engine came to its end.
+        steps: to its end, and ``step``, how far its engine noted that it is; 0 for not known.
         examples: scored solutions; None where none were kept.
         evaluation: what ``dreamprm evaluate`` found, if it was asked.
     """
@@ -48,6 +56,11 @@ class Run:
     config_text: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    rows: list[WeightedRow] | None = None
+    words: Words = field(default_factory=Words)
+    trained: bool = False
+    steps: int = 0
+    step: int = 0
     examples: list[Example] | None = None
     evaluation: Evaluation | None = None
 
@@ -58,8 +71,24 @@ class Run:
 
     @property
     def last_step(self) -> int:
-        """The last one that was logged."""
-        return int(max((row["step"] for row in self.metrics), default=0))
+        """The last one that was logged or noted."""
+        return max(self.step, int(max((row["step"] for row in self.metrics), default=0)))
+
+    @property
+    def finished(self) -> bool:
+        """Whether all is there: a run of a config ends with its summary, another when trained."""
+        return bool(self.summary) or (self.trained and not self.config)
+
+    @property
+    def weighted(self) -> str:
+        """What has a weight of its own."""
+        return self.words.group if self.rows is None else self.words.sample
+
+    @property
+    def selects(self) -> bool:
+        """Whether its model picks one of several samples, which is what an evaluation is of."""
+        kept = self.examples is not None or self.evaluation is not None
+        return kept or "best_of_n" in self.words.metrics
 
     def names(self, ending: str = "", start: str = "") -> list[str]:
         """Logged names with such an ending and start, in the order of their first appearance."""
@@ -90,11 +119,11 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> Run:
         raise UserError(f"{folder} is no run directory: it has no {METRICS_FILE}")
     summary = _optional(folder / SUMMARY_FILE, _read_object) or {}
     for key in ("runs", "weights", "qualities"):
-        if not isinstance(summary.get(key, {}), dict):
+        if not isinstance(summary.get(key) or {}, dict):
             raise UserError(f"{folder / SUMMARY_FILE}: {key} is no object")
     weights = _optional(folder / WEIGHTS_FILE, _read_object) or {}
     for name, value in weights.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_number(value):
             raise UserError(
                 f"{folder / WEIGHTS_FILE}: the weight of {name!r} is {value!r}, expected a number"
             )
@@ -103,6 +132,7 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> Run:
         start = "weights/"
         last = next((r for r in reversed(metrics) if any(k.startswith(start) for k in r)), {})
         weights = {k.removeprefix(start): v for k, v in last.items() if k.startswith(start)}
+    about = _optional(folder / RUN_FILE, _read_about) or {}
     config_text = _optional(folder / CONFIG_FILE, _read_text) or ""
     return Run(
         folder=folder,
@@ -112,6 +142,8 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> Run:
         config_text=config_text,
         summary=summary,
         weights=weights,
+        rows=_optional(folder / ROWS_FILE, read_weighted_rows),
+        **about,
         examples=_optional(folder / EXAMPLES_FILE, read_examples),
         evaluation=read_evaluation(Path(evaluation))
         if evaluation is not None
@@ -138,6 +170,20 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} holds {type(found).__name__}, expected an object")
     return found
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """What an engine notes of its run, as fields of it."""
+    found = _read_object(path)
+    for key, kind in (("steps", int), ("step", int), ("finished", bool)):
+        if not isinstance(found.get(key, kind()), kind):
+            raise UserError(f"{path}: {key} is {found[key]!r}, expected {kind.__name__}")
+    return {
+        "words": words_from_json(found.get("words", {}), str(path)),
+        "trained": found.get("finished", False),
+        "steps": found.get("steps", 0),
+        "step": found.get("step", 0),
+    }
 
 
 def _config(text: str, path: Path) -> dict[str, Any]:

@@ -1,27 +1,28 @@
-"""The sections on the training: domain weights and their paths, losses, validation, fidelity."""
+"""The sections on the training: weights and their paths, losses, validation, fidelity."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from dreamprm.reporting.content import Cell, Plot, Table, compact, number, plot_of
+from dreamprm.reporting.losses import STEP, losses
 from dreamprm.reporting.plots import Level, Line
+from dreamprm.reporting.row_weights import distribution, ends_table
 from dreamprm.reporting.run import Run, series
+from dreamprm.words import capital, plural
 
-NAMED = 10  # domains that the plot of the weights names; half of them the highest
-FAINT = 60  # other domains whose paths it draws
-ROWS = 16  # domains that the table shows at once
-
-STEP = "lower-level step"
+NAMED = 10  # groups that the plot of the weights names; half of them the highest
+FAINT = 60  # other groups whose paths it draws
+ROWS = 16  # groups that the table shows at once
 VALIDATION_LINES = 10
 
 
 @dataclass(frozen=True)
 class WeightsSection:
-    """The learned weights: what they are and how they came to be."""
+    """The learned weights: what they are and how they came to be, or how they are distributed."""
 
     table: Table
-    paths: Plot | None
+    plot: Plot | None
     note: str = ""
 
 
@@ -38,6 +39,10 @@ def weights_section(run: Run) -> WeightsSection | None:
     """None where no weights were learned."""
     if not run.weights:
         return None
+    if run.rows is not None:
+        plot, quantiles = distribution(list(run.weights.values()), run.words)
+        return WeightsSection(ends_table(run.rows, run.words), plot, quantiles)
+    group, groups = run.words.group, plural(run.words.group)
     qualities = run.summary.get("qualities") or {}
     order = sorted(run.weights, key=lambda name: (-run.weights[name], name))
     paths = {name: series(run.metrics, f"weights/{name}") for name in order}
@@ -53,20 +58,20 @@ def weights_section(run: Run) -> WeightsSection | None:
                 number(max(values), ".3f"),
             ]
         )
-    header = ["domain", *(["known quality"] if qualities else []), "weight"]
+    header = [group, *(["known quality"] if qualities else []), "weight"]
     table = Table(
-        f"Weights of {len(order):,} domains at the end, and their range over the run"
-        if run.summary
-        else f"Weights of {len(order):,} domains so far, and their range",
+        f"Weights of {len(order):,} {groups} at the end, and their range over the run"
+        if run.finished or run.trained
+        else f"Weights of {len(order):,} {groups} so far, and their range",
         [*header, "lowest", "highest"],
         rows[:ROWS],
         rows[ROWS:],
         key="weights",
     )
-    return WeightsSection(table, _weight_paths(paths))
+    return WeightsSection(table, _weight_paths(paths, group))
 
 
-def _weight_paths(paths: dict[str, tuple[list[float], list[float]]]) -> Plot | None:
+def _weight_paths(paths: dict[str, tuple[list[float], list[float]]], group: str) -> Plot | None:
     logged = [name for name, (steps, _) in paths.items() if steps]
     if not logged:
         return None
@@ -77,7 +82,7 @@ def _weight_paths(paths: dict[str, tuple[list[float], list[float]]]) -> Plot | N
     lines = [Line(name, [0.0, *paths[name][0]], [1.0, *paths[name][1]]) for name in named]
     drawn = others[:: max(1, -(-len(others) // FAINT))]
     faint = [Line("", [0.0, *paths[name][0]], [1.0, *paths[name][1]]) for name in drawn]
-    caption = "Each domain's weight; all start at 1, the dashed line, and average 1."
+    caption = f"Each {group}'s weight; all start at 1, the dashed line, and average 1."
     if others:
         caption += (
             f" Named: the {half} highest and the {half} lowest at the end; faint: "
@@ -85,10 +90,10 @@ def _weight_paths(paths: dict[str, tuple[list[float], list[float]]]) -> Plot | N
         )
     return plot_of(
         "paths",
-        "Domain weights over training",
+        f"{capital(group)} weights over training",
         lines,
         STEP,
-        "domain weight",
+        f"{group} weight",
         caption,
         levels=[Level("uniform weight", 1.0)],
         faint=faint,
@@ -98,35 +103,8 @@ def _weight_paths(paths: dict[str, tuple[list[float], list[float]]]) -> Plot | N
 
 def training_section(run: Run) -> TrainingSection:
     """Losses at both levels, validation, fidelity, and the last of every logged number."""
-    plots: list[Plot] = []
     notes: list[str] = []
-    uppers = {"weighting"}
-    for name in run.names("/loss"):
-        problem = name.removesuffix("/loss")
-        upper = problem in uppers
-        lines = [Line("weighted loss" if not upper else "meta loss", *series(run.metrics, name))]
-        plain = f"{problem}/unweighted_loss"
-        if not upper and plain in run.names():
-            lines.append(Line("every domain counting 1", *series(run.metrics, plain)))
-        if not upper and name in {n for row in run.baseline for n in row}:
-            lines.append(Line("run with uniform weights", *series(run.baseline, name)))
-        meta_loss = run.summary.get("meta_loss") or run.config.get("meta_loss")
-        plots.append(
-            plot_of(
-                f"loss-{len(plots)}",
-                f"Upper level: {problem}" if upper else f"Lower level: {problem}",
-                lines,
-                STEP,
-                "loss",
-                f"What the weights are learned from: the meta loss{_word(meta_loss)} "
-                "on the clean meta set."
-                if upper
-                else "What the model is trained on. The weighted loss falls where weight moves to "
-                "domains that are easy to fit; only against the meta loss is that progress.",
-                table_key=name,
-            )
-        )
-    plots += _validation(run)
+    plots = [*losses(run), *_validation(run)]
     fidelity = _fidelity(run)
     if fidelity:
         plots.append(fidelity)
@@ -142,19 +120,22 @@ def _validation(run: Run) -> list[Plot]:
     baseline = {name for row in run.baseline for name in row}
     selected: list[Line] = []
     others: list[Line] = []
+    meanings = []
     for name in run.names(start="validation/"):
         short = name.removeprefix("validation/")
-        label = short.replace("_", " ").replace("auc", "AUC")
+        label = run.words.title(short)
         lines = selected if "best_of_" in short else others
         lines.append(Line(label, *series(run.metrics, name)))
         if name in baseline:
             lines.append(Line(f"{label}, uniform", *series(run.baseline, name)))
-    held_out = "on solutions that the lower level does not train on"
+        metric = run.words.metrics.get(short)
+        if metric is not None and metric.meaning:
+            meanings.append(f" {capital(metric.title)}: {metric.meaning}.")
     kinds = (
-        ("Validation", others, f"Measured at every validation {held_out}. Outcome AUC: the chance "
-         "that a right solution of the meta set scores above a wrong one."),
+        ("Validation", others, f"Measured at every validation.{''.join(meanings)}"),
         ("Selection over training", selected, "Share of questions answered right when the "
-         f"best-scored of so many solutions is picked, {held_out}."),
+         f"best-scored of so many {plural(run.words.sample)} is picked, none of which the lower "
+         "level trains on."),
     )  # fmt: skip
     return [
         plot_of(
@@ -204,7 +185,3 @@ def _final(run: Run) -> Table | None:
         [name, number(step, ".0f"), compact(value)] for name, (step, value) in last.items()
     ]
     return Table("The last of every logged number", ["name", "step", "value"], rows, key="final")
-
-
-def _word(name: object) -> str:
-    return f" ({name})" if name else ""
