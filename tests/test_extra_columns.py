@@ -25,11 +25,6 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DREAMPRM_CACHE", str(tmp_path / "cache"))
-
-
 def write(path: Path, *rows: dict[str, Any]) -> Path:
     lines = [json.dumps(row) for row in rows]
     array = path.suffix == ".json"

@@ -116,6 +116,23 @@ def test_the_index_follows_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         list(now)
 
 
+def test_lines_of_a_solution_each_are_read_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DREAMPRM_CACHE", str(tmp_path / "cache"))
+    row = {"prompt": "q?", "steps": ["a <<1+1=2>>", "b"], "outcome": True, "domain": "d"}
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row | {"id": f"{n}"}) + "\n" for n in range(4)))
+    table = open_stored(path, "gsm8k-solutions", "require")
+    assert list(table) == load_trajectories(path, "gsm8k-solutions")
+    assert table[3].steps == ("a", "b")
+    assert not list(cache_folder().rglob("rows.jsonl"))
+    # An array is converted, and so are rows that are not a solution each.
+    (tmp_path / "x.json").write_text(json.dumps([row | {"id": "0"}]))
+    assert list(open_stored(tmp_path / "x.json", "auto", "require")) == list(table)[:1]
+    assert len(list(cache_folder().rglob("rows.jsonl"))) == 1
+
+
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_trajectories(tmp_path / "x.jsonl", solutions(5))
     monkeypatch.setenv("DREAMPRM_CACHE", str(tmp_path / "x.jsonl"))

@@ -81,6 +81,11 @@ def test_every_wrong_row_of_another_format(
         ("found list, expected an object", f"{path}:3"),
         ("domain is None, expected str", f"{path}:5"),
     }
+    # Of rows that are each a solution, however many.
+    many = write(tmp_path / "many.jsonl", *[row | {"outcome": 1}] * 150, row)
+    (file,) = report(capsys, 2, many, "--format", "gsm8k-solutions")["files"]
+    assert file["rows"] == 1
+    assert ("error", "outcome is 1, expected bool", 150) in found(file["findings"])
     # Rows that merge: the others still do.
     train = {"input": "Q", "image_path": "", "dataset": "d"}
     steps = ["Step 1: a", "Step 1: a\nStep 2: b"]

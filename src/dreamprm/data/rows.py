@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dreamprm.data.json_rows import json_array, json_lines, parse_object, refuse_no_file
 from dreamprm.errors import UserError, shown
 
 HUB = "hub:"  # begins the name of a data set that is no file
 KINDS = (".jsonl", ".json", ".parquet")
+
+Parsed = TypeVar("Parsed")
 
 
 class Collector:
@@ -73,6 +75,30 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if collector is not None:
             collector.last = where
         yield where, row
+
+
+def parsed_rows(
+    path: Path, parse: Callable[[dict[str, Any], str, Path], Parsed]
+) -> Iterator[tuple[str, Parsed]]:
+    """What each row of a file is, with its place.
+
+    Args:
+        path: as of ``read_rows``.
+        parse: makes it of the row, the place and ``path``.
+
+    Raises:
+        UserError: as ``read_rows`` and ``parse``; within ``collecting``, no row's.
+    """
+    collector = _collector.get()
+    for where, row in read_rows(path):
+        try:
+            found = parse(row, where, path)
+        except UserError as error:
+            if collector is None:
+                raise
+            collector.add(where, error)
+        else:
+            yield where, found
 
 
 def need(row: dict[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:

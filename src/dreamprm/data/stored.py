@@ -3,8 +3,8 @@
 The index is a folder in the cache (``$DREAMPRM_CACHE``, else ``~/.cache/dreamprm``), named after
 the file's path and after its size, its time of change and this package's readers: a file that has
 changed is indexed anew, and the old index removed. It holds the place of every row in bytes and
-the columns of ``TrajectoryTable``, 27 bytes a row. What is not canonical JSON Lines is converted to
-them once, beside the index.
+the columns of ``TrajectoryTable``, 27 bytes a row. What is not JSON Lines of a format whose rows
+are each a trajectory is converted to canonical ones once, beside the index.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from dreamprm.data.adapters.canonical import CANONICAL
+from dreamprm.data.adapters.format import Parser
 from dreamprm.data.digests import Contents, RowsDigest
 from dreamprm.data.formats import find_format, with_images
 from dreamprm.data.json_rows import json_lines, parse_object
@@ -72,6 +74,10 @@ def open_stored(path: Path, format: str, images: str) -> TrajectoryTable:
             path, about["incomplete"], len(offset),
         )  # fmt: skip
     lines = path if about["lines"] else index / _COPY
+    parse = (find_format(format, path) if about["lines"] else CANONICAL).parse
+    # The images of a copy are where they were.
+    stands = path if about["lines"] else _folder(path) / _COPY
+    assert parse is not None
     # Open for as long as the table lives: a file that is replaced meanwhile goes on being read.
     file = lines.open("rb", buffering=0)
 
@@ -80,7 +86,7 @@ def open_stored(path: Path, format: str, images: str) -> TrajectoryTable:
         file.seek(int(offset[row]))
         try:
             record = parse_object(file.read(int(length[row])), where)
-            found = Trajectory.from_record(record, _folder(path))
+            found = parse(record, where, stands)
         except UserError as error:
             raise UserError(f"{path} has changed since the run began: {error}") from error
         # A file that is required and has gone since is an error where it is read.
@@ -141,8 +147,8 @@ def _write(folder: Path, path: Path, format: str, images: str) -> dict[str, Any]
     domains: dict[str, int] = {}
     incomplete = 0
     contents = RowsDigest()
-    lines = _is_lines(path, format)
-    places = _lines(path) if lines else _converted(path, format, folder / _COPY)
+    parse = _parser_of_lines(path, format)
+    places = _lines(path, parse) if parse else _converted(path, format, folder / _COPY)
     with progress_bar(f"index {path.name}", None, "row") as bar:
         for where, offset, length, row in places:
             # With missing images, which may be there another time.
@@ -164,24 +170,22 @@ def _write(folder: Path, path: Path, format: str, images: str) -> dict[str, Any]
     (folder / _CONTENTS).write_text(json.dumps(about))
     return {
         "path": str(path),
-        "lines": lines,
+        "lines": parse is not None,
         "domains": list(domains),
         "incomplete": incomplete,
     }
 
 
-def _is_lines(path: Path, format: str) -> bool:
-    return format == "canonical" and path.suffix == ".jsonl" and not str(path).startswith(HUB)
+def _parser_of_lines(path: Path, format: str) -> Parser | None:
+    if path.suffix != ".jsonl" or str(path).startswith(HUB):
+        return None
+    return find_format(format, path).parse
 
 
-def _lines(path: Path) -> Iterator[tuple[str, int, int, Trajectory]]:
+def _lines(path: Path, parse: Parser) -> Iterator[tuple[str, int, int, Trajectory]]:
     for number, offset, line in json_lines(path):
         where = f"{path}:{number}"
-        record = parse_object(line, where)
-        try:
-            yield where, offset, len(line), Trajectory.from_record(record, path.parent)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
+        yield where, offset, len(line), parse(parse_object(line, where), where, path)
 
 
 def _converted(path: Path, format: str, copy: Path) -> Iterator[tuple[str, int, int, Trajectory]]:

@@ -14,19 +14,20 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dreamprm.data.findings import Findings
 from dreamprm.data.formats import find_format
 from dreamprm.data.images import read_image
-from dreamprm.data.rows import Collector, collecting, read_rows
+from dreamprm.data.rows import Collector, collecting, parsed_rows
 from dreamprm.data.trajectory import SelectionQuestion, Trajectory
 from dreamprm.errors import UserError
 
 Row = Trajectory | SelectionQuestion
 
-MOST_ERRORS = 100  # of a file that is not canonical: each one means reading it anew
+MOST_ERRORS = 100  # of a format whose rows depend on others: each one means reading it anew
 LONG = 100_000  # characters of a solution that are remarkable
 LABEL_BINS = 10  # of equal width, in [0, 1]
 STEP_EDGES = (0, 1, 2, 4, 8, 16, 32)  # upper edges; one more for what is above
@@ -195,16 +196,18 @@ def _rows(path: Path, role: str, format: str, collector: Collector) -> Iterator[
     if format != "canonical" and role != "test":
         yield from _adapted(path, format, collector)
         return
-    kind: type[Row] | None = {"train": Trajectory, "meta": Trajectory}.get(role)
-    if role == "test":
-        kind = SelectionQuestion
-    for where, record in read_rows(path):
+    roles: dict[str, type[Row]] = {
+        "train": Trajectory, "meta": Trajectory, "test": SelectionQuestion
+    }  # fmt: skip
+    kind = roles.get(role)
+
+    def parse(record: dict[str, Any], where: str, path: Path) -> Row:
+        nonlocal kind
         # Where it is not said what a file is, its first row says it.
         kind = kind or (SelectionQuestion if "candidates" in record else Trajectory)
-        try:
-            yield where, kind.from_record(record, path.parent)
-        except UserError as error:
-            collector.add(where, error)
+        return kind.from_record(record, path.parent)
+
+    yield from parsed_rows(path, parse)
 
 
 def _adapted(path: Path, format: str, collector: Collector) -> Iterator[tuple[str, Row]]:

@@ -6,20 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dreamprm.data.adapters.format import Format
+from dreamprm.data.adapters.format import format_of_rows
 from dreamprm.data.adapters.reading import checked
-from dreamprm.data.rows import read_rows
 from dreamprm.data.trajectory import Trajectory
 
 
-def read(path: Path) -> Iterator[tuple[str, Trajectory]]:
-    """One trajectory per row.
+def parse(row: dict[str, Any], where: str, path: Path) -> Trajectory:
+    """The row as it is.
 
     Raises:
         UserError: a key is missing or misspelt, or a value is wrong.
     """
-    for where, row in read_rows(path):
-        yield where, checked(where, path.parent, **row)
+    return checked(where, path.parent, **row)
 
 
 def write(rows: Iterable[Trajectory], folder: Path) -> Iterator[dict[str, Any]]:
@@ -35,4 +33,4 @@ def _recognise(row: Mapping[str, Any]) -> bool:
     return {"id", "question", "steps"} <= set(row) and "candidates" not in row
 
 
-CANONICAL = Format("canonical", read, _recognise, write)
+CANONICAL = format_of_rows("canonical", parse, _recognise, write)

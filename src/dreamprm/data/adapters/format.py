@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dreamprm.data.rows import parsed_rows
 from dreamprm.data.steps import STEP_HEADING, stripped_steps
 from dreamprm.data.trajectory import Trajectory
 
 # Each trajectory with the place where it stands, "file:line".
 Reader = Callable[[Path], Iterator[tuple[str, Trajectory]]]
+# The trajectory that a row is, at a place, of a file.
+Parser = Callable[[dict[str, Any], str, Path], Trajectory]
 # The rows of trajectories, images relative to the given folder.
 Writer = Callable[[Iterable[Trajectory], Path], Iterator[dict[str, Any]]]
 
@@ -30,6 +33,8 @@ class Format:
         needs: keys of ``NEEDS``: a trajectory without it cannot be written at all.
         folder: whether it is a folder instead of a file.
         origin: what its files are made of, where that is one public data set.
+        parse: one row's trajectory, where that is the row's alone; ``read`` is of it then. Such
+            rows need not be read from the start to have one of them.
     """
 
     name: str
@@ -40,6 +45,22 @@ class Format:
     needs: frozenset[str] = frozenset()
     folder: bool = False
     origin: str = ""
+    parse: Parser | None = None
+
+
+def format_of_rows(
+    name: str,
+    parse: Parser,
+    recognise: Callable[[Mapping[str, Any]], bool],
+    write: Writer | None = None,
+    origin: str = "",
+) -> Format:
+    """A format of which each row is one trajectory, whatever the others are; see ``Format``."""
+
+    def read(path: Path) -> Iterator[tuple[str, Trajectory]]:
+        return parsed_rows(path, parse)
+
+    return Format(name, read, recognise, write, origin=origin, parse=parse)
 
 
 def hard_label(label: float) -> bool:
