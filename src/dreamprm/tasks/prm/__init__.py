@@ -1,6 +1,6 @@
 """DreamPRM: a process reward model, and the weights of the domains that it is trained on."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dreamprm.tasks.prm.config import Config
 
