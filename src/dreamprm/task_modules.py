@@ -35,9 +35,8 @@ def load_config(config: str, overrides: Sequence[str] = ()) -> Any:
     """
     found = read_keys(config, overrides, ("task", "plugins"))
     folder = Path(config).parent if Path(config).is_file() else Path()
-    plugins, task = found.get("plugins") or [], found.get("task", RunConfig.task)
-    for name in [plugins] if isinstance(plugins, str) else plugins:
-        _load(name, "plugins", folder)
+    task = found.get("task", RunConfig.task)
+    load_plugins(found.get("plugins") or [], folder)
     module = find_task(task, folder)
     schema = module.Config
     if not (isinstance(schema, type) and issubclass(schema, RunConfig)):
@@ -47,6 +46,20 @@ def load_config(config: str, overrides: Sequence[str] = ()) -> Any:
     result.task = _absolute(result.task, folder)
     result.plugins = [_absolute(name, folder) for name in result.plugins]
     return result
+
+
+def load_plugins(names: Any, folder: Path = Path()) -> None:
+    """Imports modules for what they register: methods, weightings, meta losses, readouts, formats.
+
+    Args:
+        names: of modules, or paths of .py files; one, or a list of them.
+        folder: that relative paths are taken from, before the working directory.
+
+    Raises:
+        UserError: one cannot be imported.
+    """
+    for name in [names] if isinstance(names, str) else names:
+        _load(name, "plugins", folder)
 
 
 def find_task(name: str, folder: Path = Path()) -> ModuleType:

@@ -18,7 +18,8 @@ def add(commands: Commands) -> None:
         "overrides",
         nargs="*",
         metavar="METHOD|key=value",
-        help="names or solver+product (default: all names), and options for those that have them",
+        help="names or solver+product (default: all names), options for those that have them, and "
+        "plugins=[FILE.py] with methods of your own",
     )
     methods.add_argument("--list", action="store_true", help="list them only, do not measure")
     methods.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -34,10 +35,12 @@ def run(options: argparse.Namespace) -> None:
     from dreamprm.hypergradients import METHODS
     from dreamprm.hypergradients.catalogue import describe
     from dreamprm.inference.tables import method_tables
+    from dreamprm.task_modules import load_plugins
 
     logging.getLogger("dreamprm").setLevel(logging.WARNING)  # the tables say what was chosen
-    names = [word for word in options.overrides if "=" not in word] or list(METHODS)
     values = read_options([word for word in options.overrides if "=" in word])
+    load_plugins(values.pop("plugins", []))
+    names = [word for word in options.overrides if "=" not in word] or list(METHODS)
     rows = describe(names, values)
     if not options.list:
         from dreamprm.tasks.prm.comparison import measure
