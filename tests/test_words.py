@@ -48,7 +48,7 @@ def image_run(folder: Path, finished: bool = True, summary: bool = True) -> Path
     (folder / "weights.json").write_text(json.dumps(weights))
     (folder / "config.yaml").write_text("steps: 10\nseed: 0\n")
     if summary:
-        numbers = {"accuracy": 0.81, "worst_class": 0.42, "note": "x", "final": True}
+        numbers = {"accuracy": 0.81, "worst_class": 0.42, "note": "x", "is_final": True}
         runs = {"uniform": numbers | {"accuracy": 0.7}, "row_table": numbers}
         (folder / "summary.json").write_text(
             json.dumps({"runs": runs, "weights": weights, "qualities": None})
@@ -104,7 +104,7 @@ def test_a_report_speaks_the_words_of_its_task(tmp_path: Path) -> None:
         "finished at step 10 of 10",
     ):
         assert expected in text, expected
-    assert "final\n" not in text  # true is no number
+    assert "is final" not in text  # true is no number
     both = text_of(write_comparison([run, run], tmp_path / "both.html"))
     assert not re.search(OF_REWARD_MODELS, both, re.IGNORECASE)
     assert "worst class" in both
