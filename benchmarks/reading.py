@@ -78,7 +78,7 @@ def read(way: str, path: Path, steps: int) -> dict[str, Any]:
 
 def train(path: Path, steps: int) -> dict[str, Any]:
     """``dreamprm train`` with a tiny text model, the index being there."""
-    importlib.import_module("dreamprm.tasks.prm.build")
+    importlib.import_module("dreamprm.tasks.prm.task")
     imports = peak()
     arguments = {
         "out": path.parent / "run",

@@ -14,7 +14,7 @@ from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
 from dreamprm.task_modules import load_config
 from dreamprm.tasks.prm.batches import train_batches
-from dreamprm.tasks.prm.build import PRMEngine, build_engine
+from dreamprm.tasks.prm.task import PRMEngine, build_engine
 
 TINY = (
     *("device=cpu", "steps=12", "unroll_steps=3", "hypergradient_batch_size=0"),

@@ -6,13 +6,13 @@ from dreamprm.tasks.prm.config import Config
 
 if TYPE_CHECKING:
     from dreamprm.run_directory import RunDirectory
-    from dreamprm.tasks.prm.build import PRMTask
+    from dreamprm.tasks.prm.task import PRMTask
 
 __all__ = ["Config", "build"]
 
 
 def build(config: Config, run: "RunDirectory") -> "PRMTask":
-    """Reads the data of a run; see :class:`~dreamprm.tasks.prm.build.PRMTask`."""
-    from dreamprm.tasks.prm.build import PRMTask  # seconds, which a config is read without
+    """Reads the data of a run; see :class:`~dreamprm.tasks.prm.task.PRMTask`."""
+    from dreamprm.tasks.prm.task import PRMTask  # seconds, which a config is read without
 
     return PRMTask(config, run)

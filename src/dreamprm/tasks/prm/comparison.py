@@ -43,7 +43,7 @@ from dreamprm.hypergradients.unrolled import UnrolledMethod
 from dreamprm.problems.stateless import StatelessLoss
 from dreamprm.progress import progress_bar
 from dreamprm.task_modules import load_config
-from dreamprm.tasks.prm.build import PRMEngine, build_engine
+from dreamprm.tasks.prm.task import PRMEngine, build_engine
 
 DROPOUT = 0.1
 OURS = (CurvatureWarning, PrecisionWarning)
