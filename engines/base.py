@@ -7,7 +7,6 @@ tests/test_engines_base.py that fails without it.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from dreamprm.errors import UserError
 from dreamprm.problems.base import Problem
 from dreamprm.problems.finite import need_finite_state
 from dreamprm.progress import progress_bar, show, unread_noted
-from dreamprm.run_directory import RUN_FILE
+from dreamprm.run_directory import note_run
 from dreamprm.training.checkpoints import (
     checkpoint_steps,
     load_latest_checkpoint,
@@ -38,7 +37,6 @@ from dreamprm.training.checkpoints import (
 )
 from dreamprm.training.metrics import MetricsLog
 from dreamprm.words import Words, as_json
-from dreamprm.writing import write_whole
 
 log = logging.getLogger("dreamprm")
 
@@ -178,7 +176,7 @@ class Engine(betty_engine.Engine):
         # What could never be saved is found now, and not at the first checkpoint.
         self._need_finite({p.name: {"module": p.module.state_dict()} for p in self.problems})
         metrics = self._open_metrics()
-        self._note_progress(finished=False)
+        self._note(finished=False)
         bar = progress_bar(self.config.progress, self.train_iters, "step", self.global_step)
         stop = self.global_step >= self.train_iters or (
             self.early_stopping is not None and self.early_stopping.reached
@@ -217,7 +215,7 @@ class Engine(betty_engine.Engine):
                     break
         if metrics is not None:
             metrics.close()
-        self._note_progress(finished=bool(stop))
+        self._note(finished=bool(stop))
         if interrupted:
             raise KeyboardInterrupt(interrupted.number)
         if unread:
@@ -317,17 +315,10 @@ class Engine(betty_engine.Engine):
         metrics.layout(self.charts())
         return metrics
 
-    def _note_progress(self, finished: bool) -> None:
+    def _note(self, finished: bool) -> None:
         """Says in the run directory what the run is of, and whether it came to its end."""
-        if self.config.run_directory is None:
-            return
-        about = {
-            "words": as_json(self.words),
-            "steps": self.train_iters,
-            "finished": finished,
-            "step": self.global_step,
-        }
-        write_whole(self.config.run_directory / RUN_FILE, [json.dumps(about)])
+        if (folder := self.config.run_directory) is not None:
+            note_run(folder, as_json(self.words), self.train_iters, self.global_step, finished)
 
     def _learning_rates(self) -> dict[str, float]:
         return {

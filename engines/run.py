@@ -13,7 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+from omegaconf import OmegaConf
+
 from dreamprm.config import RunConfig
+from dreamprm.config_reading import refuse_missing
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.reporting import write_report
 from dreamprm.run_directory import (
@@ -83,6 +86,7 @@ def train(
         FloatingPointError: a number is not finite.
     """
     refuse_many_processes()
+    refuse_missing(OmegaConf.structured(config), "the config")
     config.check("the config")
     module: Any = task or find_task(config.task)
     out = Path(config.out)

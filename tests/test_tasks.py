@@ -181,3 +181,17 @@ def test_batches_of_every_task_have_the_index_of_their_rows() -> None:
     stream = BatchStream(rows, 3, lambda items: {"x": [item["x"] for item in items]}, seed=0)
     batch = next(iter(stream))
     assert [10 * i for i in batch["index"].tolist()] == batch["x"]
+
+
+def test_a_config_made_in_python_is_checked_too(tmp_path: Path) -> None:
+    from dreamprm.tasks.noisy_labels import Config
+
+    config = Config(task="noisy_labels", steps=20, out=str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"gives no value for lower\.batch_size, lower\.learning"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+    config.lower.learning_rate = config.upper.learning_rate = 0.01
+    config.lower.batch_size = config.upper.batch_size = 32
+    summary = train(config)
+    assert set(summary["runs"]) == {"uniform", "domain_table"}
+    assert 0 < summary["runs"]["uniform"]["accuracy"] < 1

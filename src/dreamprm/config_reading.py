@@ -58,13 +58,22 @@ def read_config(
         change = _as_schema(OmegaConf.to_container(_dotlist(override)), schema, f"{override!r}")
         merged = _merge(merged, OmegaConf.create(change), f"{override!r}")
     merged = _resolved(merged, schema, where, overrides)
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        raise UserError(f"{where} gives no value for {', '.join(missing)}")
+    refuse_missing(merged, where)
     result = OmegaConf.to_object(merged)
     assert isinstance(result, schema)
     check(result, where)
     return result
+
+
+def refuse_missing(config: Any, where: str) -> None:
+    """Refuses a config in which a key that has no default has no value.
+
+    Raises:
+        UserError: names the keys.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"{where} gives no value for {', '.join(missing)}")
 
 
 def read_keys(config: str, overrides: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:

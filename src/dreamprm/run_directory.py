@@ -6,6 +6,7 @@ moment leaves the old run whole, or the new one, which ``--resume`` continues.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from dreamprm.config_reading import config_values, read_values, save_config
 from dreamprm.directory_lock import LOCK_FILE, Lock, locked
 from dreamprm.errors import UserError
-from dreamprm.writing import PARTIAL, writing
+from dreamprm.writing import PARTIAL, write_whole, writing
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 WEIGHTS_FILE, EXAMPLES_FILE, REPORT_FILE = "weights.json", "examples.jsonl", "report.html"
@@ -112,6 +113,12 @@ def open_run(out: Path, config: Any, resume: bool, overwrite: bool) -> Iterator[
         for folder in made:  # the innermost first, as long as nothing is in it
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def note_run(folder: Path, words: Any, steps: int, step: int, finished: bool) -> None:
+    """Writes ``run.json``: in which words a run is told of, and how far of its steps it is."""
+    about = {"words": words, "steps": steps, "finished": finished, "step": step}
+    write_whole(folder / RUN_FILE, [json.dumps(about)])
 
 
 def refuse_many_processes() -> None:

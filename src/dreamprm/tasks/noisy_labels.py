@@ -133,5 +133,9 @@ def noisy_digits(
     def clean(start: int, stop: int) -> dict[str, Tensor]:
         return {"image": image[start:stop], "label": label[start:stop]}
 
-    train = {"image": image[meta + test :], "label": noisy[meta + test :], "annotator": names}
+    train: dict[str, Tensor | list[str]] = {
+        "image": image[meta + test :],
+        "label": noisy[meta + test :],
+        "annotator": names,
+    }
     return Digits(Columns(train), Columns(clean(0, meta)), clean(meta, meta + test))

@@ -167,7 +167,7 @@ def link(
     """
     weights = build_weighting(config.weighting, rows, config.weighting_options)
     learned = WEIGHTINGS[config.weighting].learned
-    optimizer = adamw(module.parameters(), config.lower)
+    optimizer: Optimizer = adamw(module.parameters(), config.lower)
     lower_problem = lower(
         config=ProblemConfig(
             type=config.hypergradient,
@@ -235,7 +235,7 @@ def _upper_optimizer(weights: nn.Module, config: RunConfig) -> Optimizer:
     # Decay and clipping look at all rows, and steps that were taken at those of several batches.
     several = STEPS in resolve(config.hypergradient).needs or config.upper.accumulate > 1
     if config.upper.weight_decay or config.upper.clip or several:
-        weights.by_rows = False
+        weights.by_rows = False  # type: ignore[assignment]
         return adamw(weights.parameters(), config.upper)
     return SparseAdam(list(weights.parameters()), lr=config.upper.learning_rate)
 
