@@ -103,10 +103,12 @@ def meta_batches(
         average = sum(map(len, mixed)) / len(mixed)
         places = {id(row): place for place, row in enumerate(rows)}
 
-        def flat(groups: list[list[Trajectory]]) -> dict[str, Any]:
+        def flat(groups: list[list[Trajectory]]) -> Any:
             members = [row for group in groups for row in group]
-            index = torch.tensor([places[id(row)] for row in members])
-            return encode(members) | {"index": index}
+            batch = encode(members)
+            if isinstance(batch, dict):
+                batch["index"] = torch.tensor([places[id(row)] for row in members])
+            return batch
 
         return BatchStream(mixed, max(1, round(batch_size / average)), flat, seed)
     return BatchStream(rows, batch_size, encode, seed, [str(row.outcome) for row in rows])
