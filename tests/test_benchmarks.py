@@ -22,6 +22,7 @@ SMALL = ["--width", "64", "--layers", "1"]
         ("memory.py", [*SMALL]),
         ("annotation.py", ["--solutions", "10"]),
         ("scaling.py", ["domains", *SMALL, "--repeats", "1"]),
+        ("rows.py", ["--rows", "2000", "--repeats", "1"]),
         ("scoring.py", [*SMALL, "--rounds", "1"]),
         ("reading.py", ["--rows", "500", "--steps", "5"]),
         ("select_killed.py", ["--questions", "4", "--kills", "1"]),
