@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, StepLR
-from transformers import get_scheduler
 
 from dreamprm.config import OptimizerConfig
 from dreamprm.errors import UserError
@@ -23,5 +22,7 @@ def build_schedule(optimizer: Optimizer, config: OptimizerConfig, steps: int) ->
         if config.warmup_steps:
             raise UserError("schedule: step has no warm-up; set warmup_steps to 0")
         return StepLR(optimizer, config.decay_every, config.gamma)
+    from transformers import get_scheduler  # seconds, which the checks of a config do not wait for
+
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     return get_scheduler(name, optimizer, config.warmup_steps, steps)
