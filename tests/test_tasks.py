@@ -10,10 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from dreamprm import load_config, train
 from dreamprm.errors import UserError
+from dreamprm.hypergradients import METHODS
+from dreamprm.tasks import Columns
+from dreamprm.tasks.reweighting import digest
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "tasks.md"
 BLOCK = re.compile(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", re.DOTALL)
@@ -175,7 +180,6 @@ def test_a_task_that_cannot_be_imported_says_where(tmp_path: Path) -> None:
 
 def test_batches_of_every_task_have_the_index_of_their_rows() -> None:
     from dreamprm.data.batches import BatchStream
-    from dreamprm.tasks import Columns
 
     rows = Columns({"x": [10 * i for i in range(7)]})
     stream = BatchStream(rows, 3, lambda items: {"x": [item["x"] for item in items]}, seed=0)
@@ -195,3 +199,44 @@ def test_a_config_made_in_python_is_checked_too(tmp_path: Path) -> None:
     summary = train(config)
     assert set(summary["runs"]) == {"uniform", "domain_table"}
     assert 0 < summary["runs"]["uniform"]["accuracy"] < 1
+
+
+@pytest.mark.parametrize("method", [*METHODS, "neumann+finite_difference"])
+def test_a_table_of_rows_goes_with_every_method(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.chdir(folder)
+    words = [f"hypergradient={method}", "weighting=instance_table", "baseline=false"]
+    words += ["hypergradient_options.rank=2"] * (method == "nystrom")  # the line has 4 variables
+    train(load_config("my.yaml", ["steps=2", "fidelity.every=2", *words, "out=observed"]))
+    train(load_config("my.yaml", ["steps=2", *words]))
+    weights = [
+        json.loads((Path(out) / "weights.json").read_text()) for out in ("runs/mine", "observed")
+    ]
+    # By rows, and with the whole table: the first step of Adam is the same.
+    for by_rows, whole in zip(*(each.values() for each in weights), strict=True):
+        assert by_rows == pytest.approx(whole, rel=1e-3)
+    assert len({round(weight, 6) for weight in weights[0].values()}) > 2
+
+
+def test_digests_see_what_printing_leaves_out() -> None:
+    long = np.zeros(5000)
+    changed = long.copy()
+    changed[2500] = 1
+    assert repr(long) == repr(changed)
+    pairs = [
+        ([{"x": long}], [{"x": changed}]),
+        ([{"x": [torch.from_numpy(long)]}], [{"x": [torch.from_numpy(changed)]}]),
+        ([{"x": {1, 2}}], [{"x": {1, 3}}]),
+        ([{"x": [1, 2], "y": 3}], [{"x": [1], "y": [2, 3]}]),
+    ]
+    for before, after in pairs:
+        assert digest(before) != digest(after)
+        assert digest(before) == digest(list(before))
+    assert digest(Columns({"x": torch.zeros(3)})) != digest(Columns({"x": torch.zeros(3).half()}))
+
+
+def test_early_stopping_needs_a_metric(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=r"needs early_stopping\.metric"):
+        load_config("my.yaml", ["early_stopping.patience=1"])

@@ -19,8 +19,8 @@ class OptimizerConfig:
     learning_rate: float = MISSING
     weight_decay: float = 0.0
     batch_size: int = MISSING  # of a step
-    # Micro-batches that a step is computed in, one after the other. What compares samples with
-    # each other (pairwise, the means over a domain's steps) does so within a micro-batch.
+    # Micro-batches that a step is computed in, one after the other. A loss that compares samples
+    # with each other does so within a micro-batch.
     accumulate: int = 1
     schedule: str = "constant"  # constant, linear, cosine, step
     warmup_steps: int = 0
@@ -34,7 +34,7 @@ class EarlyStoppingConfig:
     """When to stop before the last step."""
 
     patience: int = 0  # validations without getting better; 0 for never
-    metric: str = "outcome_auc"  # of the validation
+    metric: str = ""  # of the validation
     mode: str = "max"
 
 
@@ -62,7 +62,7 @@ class RunConfig:
     # or solver+product. identity takes the product that is right for the precision.
     hypergradient: str = "identity"
     hypergradient_options: dict[str, Any] = field(default_factory=dict)  # e.g. iterations, alpha
-    # At most so many solutions of the last lower batch are what the hypergradient is taken on; 0
+    # At most so many samples of the last lower batch are what the hypergradient is taken on; 0
     # for all.
     hypergradient_batch_size: int = 0
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
@@ -154,6 +154,11 @@ def check_run(config: RunConfig, where: str) -> None:
         rate = value_of(config, f"{level}.learning_rate")
         if not rate > 0:
             raise UserError(f"{where}: {level}.learning_rate is {rate}, expected more than 0")
+    if config.early_stopping.patience and not config.early_stopping.metric:
+        raise UserError(
+            f"{where}: early_stopping.patience is {config.early_stopping.patience}, which needs "
+            "early_stopping.metric, a number of the validation"
+        )
     if not config.out.strip():
         raise UserError(f"{where}: out is empty, expected a folder for the run")
 

@@ -6,7 +6,7 @@ import hashlib
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib import import_module, resources
+from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,8 @@ from typing import Any
 from dreamprm.config import RunConfig
 from dreamprm.config_reading import read_config, read_keys
 from dreamprm.errors import UserError, shown, unknown_name
+
+BUILT_IN = ("noisy_labels", "prm")  # modules of dreamprm.tasks
 
 
 def load_config(config: str, overrides: Sequence[str] = ()) -> Any:
@@ -72,22 +74,15 @@ def find_task(name: str, folder: Path = Path()) -> ModuleType:
     Raises:
         UserError: there is none, it cannot be imported, or it has no ``Config`` or ``build``.
     """
-    if isinstance(name, str) and name in built_in_tasks():
+    if isinstance(name, str) and name in BUILT_IN:
         return import_module(f"dreamprm.tasks.{name}")
-    module = _load(name, "task", folder, built_in_tasks())
+    module = _load(name, "task", folder, BUILT_IN)
     for part in ("Config", "build"):
         if not hasattr(module, part):
             raise UserError(
                 f"task {name} has no {part}; a task has Config and build: docs/tasks.md"
             )
     return module
-
-
-def built_in_tasks() -> list[str]:
-    """The names of the tasks that come with the package."""
-    files = resources.files("dreamprm.tasks").iterdir()
-    names = (file.name.removesuffix(".py") for file in files if not file.name.startswith("_"))
-    return sorted(name for name in names if name not in ("reweighting", "columns"))
 
 
 def _load(name: Any, key: str, folder: Path, known: Sequence[str] = ()) -> ModuleType:

@@ -130,7 +130,7 @@ class ImplicitMethod:
         return [-g for g in product.cross(q)]
 
     def _split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        refuse_unknown_options(self.name, options, self.options)
+        refuse_unknown_options(f"hypergradient method {self.name!r}", options, self.options)
         of_solver = {n: value for n, value in options.items() if n in self._solver_options}
         of_product = {n: value for n, value in options.items() if n in self._product_options}
         return of_solver, of_product

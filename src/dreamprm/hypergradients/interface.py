@@ -130,14 +130,14 @@ class DirectMethod:
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Refuses unknown options, and what ``term`` refuses before it evaluates a loss."""
-        refuse_unknown_options(self.name, options, self.options)
+        refuse_unknown_options(f"hypergradient method {self.name!r}", options, self.options)
         stopping = Point(_stop, [], [], bits=52, upper_loss=_stop)
         with suppress(Stopped):
             self.term(stopping, [], **options)
 
     def indirect(self, point: Point, vector: Tensors, options: Mapping[str, Any]) -> Tensors:
         """What ``term`` gives."""
-        refuse_unknown_options(self.name, options, self.options)
+        refuse_unknown_options(f"hypergradient method {self.name!r}", options, self.options)
         return self.term(point, vector, **options)
 
 
@@ -155,8 +155,13 @@ def keywords(function: Callable[..., Any], but: Iterable[str] = ()) -> dict[str,
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in but}
 
 
-def refuse_unknown_options(method: str, found: Iterable[str], known: Iterable[str]) -> None:
-    """Refuses options that a method does not have.
+def refuse_unknown_options(of: str, found: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses options that something does not have.
+
+    Args:
+        of: what has the options, with its name.
+        found: the names of the given ones.
+        known: those that there are.
 
     Raises:
         UserError: names the first one, and those that there are.
@@ -165,7 +170,7 @@ def refuse_unknown_options(method: str, found: Iterable[str], known: Iterable[st
     for name in found:
         if name not in known:
             raise UserError(
-                unknown_name(f"option of hypergradient method {method!r}", name, known)
+                unknown_name(f"option of {of}", name, known)
                 if known
-                else f"hypergradient method {method!r} has no options, found {name!r}"
+                else f"{of} has no options, found {name!r}"
             )

@@ -69,7 +69,7 @@ class UnrolledMethod:
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Refuses unknown options and wrong values."""
-        refuse_unknown_options(self.name, options, self.options)
+        refuse_unknown_options(f"hypergradient method {self.name!r}", options, self.options)
         if options.get("iterations") is not None:
             need_whole("iterations", options["iterations"], at_least=1)
         one = torch.ones(1, dtype=torch.float64)

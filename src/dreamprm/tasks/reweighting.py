@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer, SparseAdam
@@ -232,9 +234,12 @@ def _upper_optimizer(weights: nn.Module, config: RunConfig) -> Optimizer:
     """Of a table of rows, one that touches the rows of a batch alone, unless all are asked for."""
     if not getattr(weights, "by_rows", False):
         return adamw(weights.parameters(), config.upper)
-    # Decay and clipping look at all rows, and steps that were taken at those of several batches.
+    # Decay, clipping and fidelity look at all rows, and steps that were taken at those of several
+    # batches.
     several = STEPS in resolve(config.hypergradient).needs or config.upper.accumulate > 1
-    if config.upper.weight_decay or config.upper.clip or several:
+    # torch's forward mode knows no sparse tensors; what chooses its product takes differences.
+    several |= config.hypergradient == "t1t2" or config.hypergradient.endswith("+forward")
+    if config.upper.weight_decay or config.upper.clip or config.fidelity.every or several:
         weights.by_rows = False  # type: ignore[assignment]
         return adamw(weights.parameters(), config.upper)
     return SparseAdam(list(weights.parameters()), lr=config.upper.learning_rate)
@@ -255,26 +260,32 @@ def _hypergradient_batch_size(config: RunConfig) -> int:
 
 
 def digest(rows: Sequence[Any]) -> str:
-    """A digest of all that rows hold: tensors by their bytes, all else as it is printed."""
+    """A digest of all that rows hold: arrays by their bytes, what has no other form pickled."""
     found = hashlib.sha256()
-    if isinstance(rows, Columns):
-        for name, column in rows.columns.items():
-            found.update(f"{name}\n".encode())
-            found.update(_bytes(column))
-        return found.hexdigest()
-    for row in rows:
-        for name, value in row.items():
-            found.update(f"{name}\n".encode())
-            found.update(_bytes(value))
+    for part in [rows.columns] if isinstance(rows, Columns) else rows:
+        _take(part, found)
     return found.hexdigest()
 
 
-def _bytes(value: Any) -> bytes:
-    if isinstance(value, Tensor):
-        # As bytes, whatever the type: numpy has no bfloat16.
-        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return f"{value.dtype} {tuple(value.shape)}\n".encode() + flat.numpy().tobytes()
-    return f"{value!r}\n".encode()
+def _take(value: Any, found: Any) -> None:
+    if isinstance(value, Tensor | np.ndarray):
+        found.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+        if isinstance(value, Tensor):
+            # As bytes, whatever the type: numpy has no bfloat16.
+            value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        found.update(value.tobytes())
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            found.update(f"{name!r}:".encode())
+            _take(each, found)
+    elif isinstance(value, list | tuple):
+        found.update(f"{len(value)} of:".encode())
+        for each in value:
+            _take(each, found)
+    elif value is None or isinstance(value, str | int | float):
+        found.update(f"{value!r}\n".encode())
+    else:
+        found.update(pickle.dumps(value))
 
 
 def _values(column: Any) -> list[Any]:

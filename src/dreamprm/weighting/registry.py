@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from dreamprm.errors import UserError, unknown_name
-from dreamprm.hypergradients.interface import keywords
+from dreamprm.hypergradients.interface import keywords, refuse_unknown_options
 from dreamprm.weighting.fixed import fixed
 from dreamprm.weighting.groups import domain_table
 from dreamprm.weighting.instances import instance_network, instance_table
@@ -71,14 +71,7 @@ def check_weighting(name: str, options: Mapping[str, Any]) -> None:
     """
     if name not in WEIGHTINGS:
         raise UserError(unknown_name("value of weighting", name, WEIGHTINGS))
-    known = WEIGHTINGS[name].options
-    for option in options:
-        if option not in known:
-            raise UserError(
-                unknown_name(f"option of weighting {name!r}", option, known)
-                if known
-                else f"weighting {name!r} has no options, found {option!r}"
-            )
+    refuse_unknown_options(f"weighting {name!r}", options, WEIGHTINGS[name].options)
 
 
 def build_weighting(name: str, rows: Rows, options: Mapping[str, Any]) -> nn.Module | None:
@@ -90,8 +83,3 @@ def build_weighting(name: str, rows: Rows, options: Mapping[str, Any]) -> nn.Mod
     check_weighting(name, options)
     build = WEIGHTINGS[name].build
     return build(rows, **options) if build is not None else None
-
-
-def learned_names() -> Sequence[str]:
-    """The weightings that an upper problem learns."""
-    return [name for name, each in WEIGHTINGS.items() if each.learned]

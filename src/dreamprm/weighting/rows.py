@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,16 +33,6 @@ class Rows:
     text: Callable[[int], str]
     example: Callable[[], Any]
     group: str = "domain"
-
-
-class Weights(Protocol):
-    """What a weighting module may have beside ``forward(batch, losses)``."""
-
-    def named_weights(self) -> dict[str, float]:
-        """The weight of every group by its name; for the logs."""
-
-    def row_weights(self) -> Tensor:
-        """The weight of every row, [n]."""
 
 
 def grouped(rows: Rows, column: str, bins: int = 0) -> tuple[list[str], Tensor]:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from dreamprm.config import OptimizerConfig, RunConfig, check_choices, check_numbers, value_of
+from dreamprm.config import (
+    EarlyStoppingConfig,
+    OptimizerConfig,
+    RunConfig,
+    check_choices,
+    check_numbers,
+    value_of,
+)
 from dreamprm.data.config import DataConfig
 from dreamprm.errors import UserError
 from dreamprm.models.config import ModelConfig
@@ -33,6 +40,13 @@ class LowerConfig(OptimizerConfig):
 
 
 @dataclass
+class StoppingConfig(EarlyStoppingConfig):
+    """When to stop before the last step: by the meta set, unless told otherwise."""
+
+    metric: str = "outcome_auc"
+
+
+@dataclass
 class Config(RunConfig):
     """One run of DreamPRM."""
 
@@ -44,6 +58,7 @@ class Config(RunConfig):
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     lower: LowerConfig = field(default_factory=LowerConfig)
+    early_stopping: StoppingConfig = field(default_factory=StoppingConfig)
 
     # Where the data lie may change: what they are is in the checkpoint.
     FREE: ClassVar[tuple[str, ...]] = (
