@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamprm.config import OptimizerConfig
-from dreamprm.hypergradients.cost import operations
+from dreamprm.hypergradients.cost import operations, peak_bytes
 from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
 from dreamprm.tasks import Columns, ReweightingTask, RunConfig
 
@@ -90,6 +90,7 @@ def main() -> None:
             times[name].append(time.perf_counter() - start)
     base = statistics.median(times["a thousand rows"])
     counted = {name: operations(run) for name, run in cycles.items()}
+    added = {name: peak_bytes(run) for name, run in cycles.items()}
     for name, found in times.items():
         print(
             json.dumps(
@@ -102,6 +103,7 @@ def main() -> None:
                     "operations over a thousand rows": round(
                         counted[name] / counted["a thousand rows"], 4
                     ),
+                    "MB at the peak of a cycle": round(added[name] / 1e6, 2),
                 }
             )
         )

@@ -30,6 +30,7 @@ from dreamprm.problems.history import LowerHistory, next_step
 from dreamprm.problems.micro_batches import hypergradient_batches, mean_stats, numbers
 from dreamprm.problems.optimizers import check_optimizer
 from dreamprm.problems.stateless import StatelessLoss
+from dreamprm.weighting.row_parameters import holding, rows_of, spread
 
 
 class Problem(ImplicitProblem):
@@ -258,7 +259,11 @@ class Problem(ImplicitProblem):
             say_decay(self)
             self._decay_said = True
         batches = hypergradient_batches(self)
-        point = self._point(above, upper_loss, batches)
+        # What unrolls goes through steps of other rows, and an α that answers to a problem above it
+        # does so as a whole.
+        whole = STEPS in self._method.needs or bool(above.parents)
+        rows = None if whole else rows_of(above.module, batches)
+        point = self._point(above, upper_loss, batches, rows)
         before = RandomState.now(point.lower)
         found = indirect_gradient(self._method, point, vector, self.config.options)
         if STEPS in self._method.needs:
@@ -268,19 +273,23 @@ class Problem(ImplicitProblem):
             before.restore()  # for the same dropout masks
             self.stats |= fidelity(self, above, batches, point, vector, found)
             after.restore()
-        return found
+        return found if rows is None else spread(found, rows, above.trainable_parameters())
 
-    def _point(self, above: Problem, upper_loss: Loss | None, batches: list[Any]) -> Point:
+    def _point(
+        self, above: Problem, upper_loss: Loss | None, batches: list[Any], rows: Tensor | None
+    ) -> Point:
         needs = self._method.needs
         assert self._bits is not None
         of_steps = self._history.steps(self, above) if STEPS in needs else None
         upper, steps = of_steps or (list(above.trainable_parameters()), [])
+        if rows is not None:
+            upper = [p.detach()[rows] for p in upper]
         return Point(
-            lower_loss=StatelessLoss(self, self, above, batches).of,
+            lower_loss=holding(above.module, rows, StatelessLoss(self, self, above, batches).of),
             lower=list(self.trainable_parameters()),
             upper=upper,
             bits=self._bits,
-            upper_loss=upper_loss,
+            upper_loss=upper_loss and holding(above.module, rows, upper_loss),
             next_step=next_step(self, self._history) if OPTIMIZER in needs else None,
             steps=steps,
             memory=self._memory,

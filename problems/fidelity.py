@@ -15,6 +15,7 @@ from dreamprm.hypergradients.products import DoubleBackward, ForwardMode, NoForw
 from dreamprm.hypergradients.references import cosine, relative_error
 from dreamprm.hypergradients.solvers import identity
 from dreamprm.problems.stateless import StatelessLoss
+from dreamprm.weighting.row_parameters import holding, rows_of
 
 if TYPE_CHECKING:
     from dreamprm.problems.base import Problem
@@ -62,8 +63,10 @@ def fidelity(
         solver = replace(method, product=ForwardMode)
     else:
         solver, options = ImplicitMethod("identity", identity, ForwardMode), {}
+    rows = rows_of(above.module, batches)
     exact_loss = StatelessLoss(problem, problem, above, batches, autocast=False).of
-    point = replace(point, lower_loss=exact_loss, upper=list(above.trainable_parameters()))
+    upper = list(above.trainable_parameters()) if rows is None else point.upper
+    point = replace(point, lower_loss=holding(above.module, rows, exact_loss), upper=upper)
     try:
         exact = indirect_gradient(solver, point, vector, options)
     except NoForwardMode:

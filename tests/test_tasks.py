@@ -208,15 +208,9 @@ def test_a_table_of_rows_goes_with_every_method(
     monkeypatch.chdir(folder)
     words = [f"hypergradient={method}", "weighting=instance_table", "baseline=false"]
     words += ["hypergradient_options.rank=2"] * (method == "nystrom")  # the line has 4 variables
-    train(load_config("my.yaml", ["steps=2", "fidelity.every=2", *words, "out=observed"]))
     train(load_config("my.yaml", ["steps=2", *words]))
-    weights = [
-        json.loads((Path(out) / "weights.json").read_text()) for out in ("runs/mine", "observed")
-    ]
-    # By rows, and with the whole table: the first step of Adam is the same.
-    for by_rows, whole in zip(*(each.values() for each in weights), strict=True):
-        assert by_rows == pytest.approx(whole, rel=1e-3)
-    assert len({round(weight, 6) for weight in weights[0].values()}) > 2
+    weights = json.loads(Path("runs/mine/weights.json").read_text())
+    assert len({round(weight, 6) for weight in weights.values()}) > 2
 
 
 def test_digests_see_what_printing_leaves_out() -> None:

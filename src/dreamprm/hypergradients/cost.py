@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -48,22 +49,26 @@ class _Alive(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        given = {
-            tensor.untyped_storage()._cdata
-            for tensor in tree_leaves((args, kwargs))
-            if isinstance(tensor, Tensor)
-        }
+        given = {storage._cdata for storage in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                key = storage._cdata
-                if key not in self.bytes and key not in given:  # a view is not new
-                    self.bytes[key] = storage.nbytes()
-                    self.now += storage.nbytes()
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._gone, key)
+        for storage in _storages(result):
+            key = storage._cdata
+            if key not in self.bytes and key not in given:  # a view is not new
+                self.bytes[key] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, key)
         return result
 
     def _gone(self, key: int) -> None:
         self.now -= self.bytes.pop(key)
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    """Of all tensors in a tree; a sparse one has those of its indices and of its values."""
+    found = []
+    for tensor in tree_leaves(tree):
+        if isinstance(tensor, Tensor):
+            parts = (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,)
+            found += [part.untyped_storage() for part in parts]
+    return found

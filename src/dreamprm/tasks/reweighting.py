@@ -27,6 +27,7 @@ from dreamprm.problems.config import ProblemConfig
 from dreamprm.tasks.columns import Columns
 from dreamprm.training.schedules import build_schedule
 from dreamprm.weighting import WEIGHTINGS, Rows, build_weighting
+from dreamprm.weighting.row_parameters import RowParameters
 from dreamprm.words import Words
 
 log = logging.getLogger("dreamprm")
@@ -232,15 +233,12 @@ def adamw(parameters: Any, config: OptimizerConfig) -> AdamW:
 
 def _upper_optimizer(weights: nn.Module, config: RunConfig) -> Optimizer:
     """Of a table of rows, one that touches the rows of a batch alone, unless all are asked for."""
-    if not getattr(weights, "by_rows", False):
+    if not isinstance(weights, RowParameters):
         return adamw(weights.parameters(), config.upper)
-    # Decay, clipping and fidelity look at all rows, and steps that were taken at those of several
-    # batches.
-    several = STEPS in resolve(config.hypergradient).needs or config.upper.accumulate > 1
-    # torch's forward mode knows no sparse tensors; what chooses its product takes differences.
-    several |= config.hypergradient == "t1t2" or config.hypergradient.endswith("+forward")
-    if config.upper.weight_decay or config.upper.clip or config.fidelity.every or several:
-        weights.by_rows = False  # type: ignore[assignment]
+    # Decay and clipping look at all rows, and the steps that were taken at those of other batches.
+    unrolls = STEPS in resolve(config.hypergradient).needs
+    weights.by_rows = not (config.upper.weight_decay or config.upper.clip or unrolls)
+    if not weights.by_rows:
         return adamw(weights.parameters(), config.upper)
     return SparseAdam(list(weights.parameters()), lr=config.upper.learning_rate)
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, leaky_relu, softplus
+from torch.nn.functional import leaky_relu, softplus
 
 from dreamprm.errors import UserError, need_whole, unknown_name
+from dreamprm.weighting.row_parameters import RowParameters
 from dreamprm.weighting.rows import Rows
 
 # Each with the raw value at which a weight is 1.
@@ -22,7 +23,7 @@ ACTIVATIONS = {
 }
 
 
-class InstanceTable(nn.Module):
+class InstanceTable(RowParameters):
     """A weight for each of n training rows: w_i = f(α_i), started at 1.
 
     Args:
@@ -35,20 +36,17 @@ class InstanceTable(nn.Module):
         super().__init__()
         self.activation, start = ACTIVATIONS[activation]
         self.normalize = normalize
-        self.alpha = nn.Parameter(torch.full((count, 1), start))
-        # Gradients hold the rows of a batch alone; what decays or clips needs all of them.
-        self.by_rows = True
+        self.alpha = nn.Parameter(torch.full((count,), start))
 
     def forward(self, batch: dict[str, Any], losses: Tensor) -> Tensor:
         """The weight of every sample, [b], by ``batch["index"]`` [b]."""
-        raw = embedding(batch["index"], self.alpha, sparse=self.by_rows).squeeze(-1)
-        weights = self.activation(raw)
+        weights = self.activation(self.alpha[self.places(batch)])
         return weights / weights.mean() if self.normalize else weights
 
     @torch.no_grad()
     def row_weights(self) -> Tensor:
         """The weight of every row, [n]; where they are normalised, over their mean."""
-        weights = self.activation(self.alpha.squeeze(-1))
+        weights = self.activation(self.alpha)
         return weights / weights.mean() if self.normalize else weights
 
 
