@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamprm.data.synthetic import HARMFUL
-from dreamprm.inference.tables import table
+from dreamprm.tables import table
 
 OBJECTIVES = ("pairwise", "aggregation_mse")
 

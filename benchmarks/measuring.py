@@ -77,7 +77,7 @@ class Setting:
         return model.to(self.device)
 
     def batch(self, shape: Shape, seed: int = 0) -> dict[str, Any]:
-        """As of dreamprm.data.encoding: an image, the question, the steps with their markers."""
+        """As of dreamprm.models.encoding: an image, the question, the steps with their markers."""
         g = torch.Generator().manual_seed(seed)
         length = shape.prompt + shape.steps * shape.step_tokens
         ids = torch.randint(len(SPECIAL), self.vocabulary, (shape.batch, length), generator=g)

@@ -9,7 +9,7 @@ import argparse
 import tempfile
 
 from dreamprm import load_config, train
-from dreamprm.inference.tables import table
+from dreamprm.tables import table
 
 
 def main() -> None:

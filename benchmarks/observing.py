@@ -14,10 +14,10 @@ from pathlib import Path
 
 from dreamprm.data.sources import load_data
 from dreamprm.data.trajectory import Trajectory
-from dreamprm.task_modules import load_config
+from dreamprm.run_directory.metrics import MetricsLog
+from dreamprm.tasks.modules import load_config
 from dreamprm.tasks.prm.observing import build_observer
 from dreamprm.tasks.prm.task import build_engine
-from dreamprm.training.metrics import MetricsLog
 
 REPEATS = 3
 OFF = {"questions": 0, "solutions": 0, "samples": 0}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from dreamprm.training.metrics import read_metrics
+from dreamprm.run_directory.metrics import read_metrics
 
 COLOURS = {
     "clean": "tab:blue",

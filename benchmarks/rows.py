@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamprm.config import OptimizerConfig
 from dreamprm.hypergradients.cost import operations, peak_bytes
 from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
 from dreamprm.tasks import Columns, ReweightingTask, RunConfig
+from dreamprm.tasks.config import OptimizerConfig
 
 
 class Fit(ReweightedProblem):

@@ -1,1 +1,1 @@
-"""One YAML per experiment, validated against dreamprm.config."""
+"""One YAML per experiment, validated against its task's Config."""

@@ -28,14 +28,15 @@ from dreamprm.errors import UserError
 from dreamprm.problems.base import Problem
 from dreamprm.problems.finite import need_finite_state
 from dreamprm.progress import progress_bar, show, unread_noted
-from dreamprm.run_directory import note_run
-from dreamprm.training.checkpoints import (
+from dreamprm.run_directory.checkpoints import (
     checkpoint_steps,
     load_latest_checkpoint,
     need_same_data,
     save_checkpoint,
 )
-from dreamprm.training.metrics import MetricsLog
+from dreamprm.run_directory.metrics import MetricsLog
+from dreamprm.run_directory.names import CHECKPOINTS
+from dreamprm.run_directory.opening import note_run
 from dreamprm.words import Words, as_json
 
 log = logging.getLogger("dreamprm")
@@ -233,7 +234,7 @@ class Engine(betty_engine.Engine):
         self.check()
         state = self.state_dict()
         self._need_finite(state["problems"])
-        folder = self.config.run_directory / "checkpoints"
+        folder = self.config.run_directory / CHECKPOINTS
         save_checkpoint(folder, self.global_step, state, self.config.keep_checkpoints)
 
     def _need_finite(self, problems: dict[str, Any]) -> None:
@@ -245,7 +246,7 @@ class Engine(betty_engine.Engine):
         """Continues from the newest checkpoint of the run directory; False where there is none."""
         if self.config.run_directory is None:
             return False
-        state = load_latest_checkpoint(self.config.run_directory / "checkpoints")
+        state = load_latest_checkpoint(self.config.run_directory / CHECKPOINTS)
         if state is None:
             return False
         self.load_state_dict(state)
@@ -301,7 +302,7 @@ class Engine(betty_engine.Engine):
         except FloatingPointError as error:
             where = f"step {self.global_step} of the run: {error}"
             if self.config.run_directory is not None:
-                folder = self.config.run_directory / "checkpoints"
+                folder = self.config.run_directory / CHECKPOINTS
                 steps = checkpoint_steps(folder)
                 # One of a later step is of another run.
                 if steps and steps[-1] < self.global_step:

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from dreamprm.engines.base import Engine, EngineConfig
+from dreamprm.engines.pictures import weight_bars
 from dreamprm.errors import UserError
 from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
-from dreamprm.training.pictures import weight_bars
 
 
 class ReweightingEngine(Engine):

@@ -10,26 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 from omegaconf import OmegaConf
 
-from dreamprm.config import RunConfig
-from dreamprm.config_reading import refuse_missing
+from dreamprm.config.reading import refuse_missing
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.reporting import write_report
-from dreamprm.run_directory import (
+from dreamprm.run_directory.names import (
     BASELINE,
     CONFIG_FILE,
     ROWS_FILE,
     SUMMARY_FILE,
     WEIGHTS_FILE,
-    RunDirectory,
-    open_run,
-    refuse_many_processes,
 )
-from dreamprm.task_modules import find_task
+from dreamprm.run_directory.opening import RunDirectory, open_run, refuse_many_processes
 from dreamprm.words import Words
 from dreamprm.writing import write_whole
 
@@ -63,19 +58,16 @@ class Task(Protocol):
         """What the summary says beside the numbers."""
 
 
-def train(
-    config: RunConfig,
-    resume: bool = False,
-    overwrite: bool = False,
-    task: ModuleType | None = None,
+def run_task(
+    config: Any, module: Any, resume: bool = False, overwrite: bool = False
 ) -> dict[str, Any]:
     """Runs a config and writes its run directory.
 
     Args:
-        config: of the run, as ``load_config`` gives it or made in Python.
+        config: of the run, a ``dreamprm.tasks.RunConfig``.
+        module: of the task, or what else has ``build(config, run)``, which gives a :class:`Task`.
         resume: continue a run that was interrupted; starts anew where there is none.
         overwrite: replace a run that is there.
-        task: what has ``build``; by default the module that ``config.task`` names.
 
     Returns:
         what ``summary.json`` holds: ``runs``, for each weighting its numbers; ``weights`` by group;
@@ -88,7 +80,6 @@ def train(
     refuse_many_processes()
     refuse_missing(OmegaConf.structured(config), "the config")
     config.check("the config")
-    module: Any = task or find_task(config.task)
     out = Path(config.out)
     with open_run(out, config, resume, overwrite) as run:
         built: Task = module.build(config, run)
@@ -122,7 +113,7 @@ def train(
     return summary
 
 
-def _engine(task: Task, config: RunConfig, folder: Path, run: RunDirectory) -> ReweightingEngine:
+def _engine(task: Task, config: Any, folder: Path, run: RunDirectory) -> ReweightingEngine:
     engine = task.engine(config, folder)
     engine.digests, engine.words = dict(task.digests), task.words
     engine.check = run.check  # type: ignore[method-assign]

@@ -65,7 +65,7 @@ def fidelity(
         solver, options = ImplicitMethod("identity", identity, ForwardMode), {}
     rows = rows_of(above.module, batches)
     exact_loss = StatelessLoss(problem, problem, above, batches, autocast=False).of
-    upper = list(above.trainable_parameters()) if rows is None else point.upper
+    upper: list[Tensor] = list(above.trainable_parameters()) if rows is None else point.upper
     point = replace(point, lower_loss=holding(above.module, rows, exact_loss), upper=upper)
     try:
         exact = indirect_gradient(solver, point, vector, options)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dreamprm.errors import UserError, need_positive, unknown_name
-from dreamprm.inference.aggregation import mean_logit
 from dreamprm.problems.meta_losses import META_LOSSES
 from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
 from dreamprm.problems.step_losses import STEP_LOSSES
+from dreamprm.scoring.aggregation import mean_logit
 
 
 class PRMFineTuning(ReweightedProblem):

@@ -24,7 +24,7 @@ from dreamprm.annotation.prompt import cut
 from dreamprm.annotation.questions import load_answered_questions
 from dreamprm.annotation.search import SEARCHES, Labels
 from dreamprm.cli import main
-from dreamprm.config_reading import shipped_configs
+from dreamprm.config.reading import shipped_configs
 from dreamprm.journal import Journal
 from tests.generator import INSTRUCTIONS, save_generator, write_questions
 from tests.shared import needs_shared

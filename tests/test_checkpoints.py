@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-import dreamprm.training.checkpoints as checkpoints
+import dreamprm.run_directory.checkpoints as checkpoints
 from dreamprm.cli import main
 from dreamprm.errors import UserError
-from dreamprm.training.checkpoints import (
+from dreamprm.run_directory.checkpoints import (
     checkpoint_steps,
     load_latest_checkpoint,
     save_checkpoint,
 )
-from dreamprm.training.metrics import read_metrics
+from dreamprm.run_directory.metrics import read_metrics
 from dreamprm.writing import UnbufferedFile
 from tests.test_finite_runs import TINY
 from tests.toy import toy

@@ -17,12 +17,12 @@ import torch
 
 from dreamprm import ProcessRewardModel, load_trajectories
 from dreamprm.cli import main
-from dreamprm.config_reading import shipped_configs
+from dreamprm.config.reading import shipped_configs
 from dreamprm.data.synthetic import draw_synthetic
 from dreamprm.hypergradients import METHODS
-from dreamprm.task_modules import load_config
-from dreamprm.training.checkpoints import checkpoint_steps
-from dreamprm.training.metrics import read_metrics
+from dreamprm.run_directory.checkpoints import checkpoint_steps
+from dreamprm.run_directory.metrics import read_metrics
+from dreamprm.tasks.modules import load_config
 from tests.shared import SHARED, needs_shared
 from tests.small_demo import SMALL_DEMO
 

@@ -12,7 +12,7 @@ import pytest
 from dreamprm.cli import main
 from dreamprm.data.sources import RunData, load_data
 from dreamprm.errors import UserError
-from dreamprm.task_modules import load_config
+from dreamprm.tasks.modules import load_config
 from dreamprm.tasks.prm.config import Config
 
 ROW: dict[str, Any] = {"id": "a", "domain": "d", "question": "q?", "steps": ["one", "two"]}

@@ -24,8 +24,8 @@ from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError
 from dreamprm.problems.base import Problem
 from dreamprm.progress import progress_bar
-from dreamprm.training.checkpoints import checkpoint_steps
-from dreamprm.training.metrics import read_metrics
+from dreamprm.run_directory.checkpoints import checkpoint_steps
+from dreamprm.run_directory.metrics import read_metrics
 from tests.toy import toy
 
 

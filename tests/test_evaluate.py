@@ -16,12 +16,12 @@ from dreamprm.cli import main
 from dreamprm.data.formats import save_questions, save_trajectories
 from dreamprm.data.trajectory import Candidate, SelectionQuestion, Trajectory
 from dreamprm.errors import UserError
-from dreamprm.inference.aggregation import AGGREGATIONS, aggregate, probability
-from dreamprm.inference.evaluate import Settings
-from dreamprm.inference.evaluate_selection import SelectionSettings, evaluate_picks
-from dreamprm.inference.evaluation import evaluate_selection
-from dreamprm.inference.examples import example_mistakes
-from dreamprm.inference.selection import choose
+from dreamprm.evaluation.accuracy import evaluate_selection
+from dreamprm.evaluation.evaluate import Settings
+from dreamprm.evaluation.evaluate_selection import SelectionSettings, evaluate_picks
+from dreamprm.evaluation.examples import example_mistakes
+from dreamprm.scoring.aggregation import AGGREGATIONS, aggregate, probability
+from dreamprm.scoring.selection import choose
 from tests.shared import SHARED, needs_shared
 from tests.test_cli import run_demo
 

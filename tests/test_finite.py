@@ -18,8 +18,8 @@ from dreamprm.data.token_batches import TokenBatchStream
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.hypergradients import Point, indirect_gradient, resolve
 from dreamprm.problems.finite import need_finite, need_finite_state
-from dreamprm.training.checkpoints import checkpoint_steps
-from dreamprm.training.metrics import read_metrics
+from dreamprm.run_directory.checkpoints import checkpoint_steps
+from dreamprm.run_directory.metrics import read_metrics
 from tests.toy import Regression, Weighting, toy
 
 NAN, INF = float("nan"), float("inf")

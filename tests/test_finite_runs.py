@@ -16,8 +16,8 @@ import torch
 from dreamprm.cli import main
 from dreamprm.problems.finite import need_finite_state
 from dreamprm.problems.prm import DomainWeighting
-from dreamprm.training.checkpoints import checkpoint_steps
-from dreamprm.training.metrics import MetricsLog, read_metrics
+from dreamprm.run_directory.checkpoints import checkpoint_steps
+from dreamprm.run_directory.metrics import MetricsLog, read_metrics
 from dreamprm.weighting.groups import DomainTable
 from tests.small_demo import SMALL_DEMO
 from tests.test_finite import INF, NAN, steep

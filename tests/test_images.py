@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dreamprm.data.encoding import Encoder
 from dreamprm.data.formats import load_trajectories
 from dreamprm.data.images import read_image
 from dreamprm.data.paths import image_path
@@ -24,6 +23,7 @@ from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
 from dreamprm.models.build import build_model
 from dreamprm.models.config import ModelConfig
+from dreamprm.models.encoding import Encoder
 from tests.shared import SHARED, needs_shared
 from tests.test_reward_model import TINY
 

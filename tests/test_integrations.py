@@ -18,12 +18,12 @@ from trl import GRPOConfig, GRPOTrainer
 
 from dreamprm import Trajectory
 from dreamprm.errors import UserError
-from dreamprm.inference.aggregation import probability
 from dreamprm.integrations.rerank import best_of_n
 from dreamprm.integrations.reward_function import StepReward
 from dreamprm.models.build import build_model
 from dreamprm.models.config import ModelConfig
 from dreamprm.models.reward_model import ProcessRewardModel
+from dreamprm.scoring.aggregation import probability
 from tests.generator import save_generator
 from tests.serving import Server
 from tests.shared import needs_shared

@@ -15,7 +15,7 @@ from dreamprm.errors import UserError
 from dreamprm.models.build import build_model
 from dreamprm.models.config import LoraConfig
 from dreamprm.models.reward_model import ProcessRewardModel
-from dreamprm.task_modules import load_config
+from dreamprm.tasks.modules import load_config
 from dreamprm.tasks.prm.config import Config
 from dreamprm.tasks.prm.task import PRMEngine, build_engine
 

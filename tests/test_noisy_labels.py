@@ -11,7 +11,7 @@ import torch
 
 from dreamprm import load_config
 from dreamprm.hypergradients import METHODS
-from dreamprm.run_directory import open_run
+from dreamprm.run_directory.opening import open_run
 from dreamprm.tasks.noisy_labels import build, noisy_digits
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from dreamprm.data.batches import BatchStream
 from dreamprm.data.trajectory import Candidate, SelectionQuestion, Trajectory
 from dreamprm.errors import UserError
-from dreamprm.inference.aggregation import aggregate, mean_logit
-from dreamprm.inference.evaluation import auc, evaluate_selection
+from dreamprm.evaluation.accuracy import auc, evaluate_selection
 from dreamprm.problems.meta_losses import META_LOSSES, aggregation_mse, calibrated, pairwise
 from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
+from dreamprm.scoring.aggregation import aggregate, mean_logit
 from dreamprm.tasks.prm.batches import meta_batches
 from dreamprm.weighting.groups import DomainTable
 

@@ -25,7 +25,7 @@ from dreamprm.data.stored import cache_folder, open_stored
 from dreamprm.data.table import TrajectoryTable
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
-from dreamprm.task_modules import load_config
+from dreamprm.tasks.modules import load_config
 from dreamprm.tasks.prm.task import build_engine
 from tests.shared import SHARED, needs_shared
 

@@ -22,7 +22,7 @@ from dreamprm.models.build import build_model
 from dreamprm.models.config import ModelConfig
 from dreamprm.models.readouts import READOUTS
 from dreamprm.models.reward_model import ProcessRewardModel
-from dreamprm.task_modules import load_config
+from dreamprm.tasks.modules import load_config
 from tests.test_reward_model import TINY, close, rows
 
 CHAT = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dreamprm.reporting import write_comparison, write_report
-from dreamprm.training.metrics import read_metrics
+from dreamprm.run_directory.metrics import read_metrics
 from tests.report_runs import HOSTILE, HOSTILE_NAMES, write_run
 
 if TYPE_CHECKING:

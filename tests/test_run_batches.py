@@ -12,7 +12,7 @@ from dreamprm.data.sources import load_data
 from dreamprm.data.table import TrajectoryTable
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
-from dreamprm.task_modules import load_config
+from dreamprm.tasks.modules import load_config
 from dreamprm.tasks.prm.batches import train_batches
 from dreamprm.tasks.prm.task import PRMEngine, build_engine
 

@@ -13,9 +13,10 @@ from typing import ClassVar
 
 import pytest
 
-from dreamprm.directory_lock import LOCK_FILE, locked
 from dreamprm.errors import UserError
-from dreamprm.run_directory import CONFIG_FILE, open_run, refuse_many_processes
+from dreamprm.run_directory.lock import LOCK_FILE, locked
+from dreamprm.run_directory.names import CONFIG_FILE
+from dreamprm.run_directory.opening import open_run, refuse_many_processes
 
 
 @dataclass

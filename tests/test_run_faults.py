@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from dreamprm.cli import main
-from dreamprm.config_reading import save_config
+from dreamprm.config.reading import save_config
 from dreamprm.errors import UserError
 from dreamprm.models.reward_model import ProcessRewardModel
-from dreamprm.task_modules import load_config
-from dreamprm.training.metrics import MetricsLog, read_metrics
+from dreamprm.run_directory.metrics import MetricsLog, read_metrics
+from dreamprm.tasks.modules import load_config
 
 MODEL = [
     *("device=cpu", "model.backbone=tiny-qwen2", "model.tiny.width=32", "model.tiny.heads=2"),

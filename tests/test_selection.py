@@ -12,18 +12,18 @@ import pytest
 
 from dreamprm.data.trajectory import Candidate
 from dreamprm.errors import UserError
-from dreamprm.inference import best_of_n
-from dreamprm.inference.aggregation import AGGREGATIONS, aggregate, probability, split_rule
-from dreamprm.inference.answers import normalised_answer
-from dreamprm.inference.best_of_n import (
+from dreamprm.evaluation import best_of_n
+from dreamprm.evaluation.accuracy import majority_chance
+from dreamprm.evaluation.best_of_n import (
     expected_best,
     expected_majority,
     expected_vote,
     pass_at,
     sizes,
 )
-from dreamprm.inference.evaluation import majority_chance
-from dreamprm.inference.selection import answer_groups, choose, first_best
+from dreamprm.scoring.aggregation import AGGREGATIONS, aggregate, probability, split_rule
+from dreamprm.scoring.answers import normalised_answer
+from dreamprm.scoring.selection import answer_groups, choose, first_best
 
 
 def sigma(x: float) -> float:

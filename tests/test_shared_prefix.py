@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from transformers.utils import ModelOutput
 
-from dreamprm.data import encoding
 from dreamprm.data.images import read_image
 from dreamprm.data.trajectory import Trajectory
+from dreamprm.models import encoding
 from dreamprm.models.build import build_model
 from dreamprm.models.config import ModelConfig, TinyConfig
 from dreamprm.models.families import FAMILIES

@@ -14,10 +14,10 @@ from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
 
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
-from dreamprm.inference.evaluate_selection import SelectionSettings, evaluate_picks
-from dreamprm.inference.evaluate_steps import StepSettings, evaluate_steps
-from dreamprm.inference.significance import bootstrap_means, interval, mcnemar, paired_difference
-from dreamprm.inference.step_metrics import (
+from dreamprm.evaluation.evaluate_selection import SelectionSettings, evaluate_picks
+from dreamprm.evaluation.evaluate_steps import StepSettings, evaluate_steps
+from dreamprm.evaluation.significance import bootstrap_means, interval, mcnemar, paired_difference
+from dreamprm.evaluation.step_metrics import (
     best_threshold,
     brier,
     calibration_error,

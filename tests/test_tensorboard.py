@@ -15,11 +15,12 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from dreamprm.cli import main
 from dreamprm.data.trajectory import Candidate, SelectionQuestion, Trajectory
-from dreamprm.task_modules import load_config
+from dreamprm.engines.pictures import weight_bars
+from dreamprm.run_directory.metrics import MetricsLog, read_metrics
+from dreamprm.tasks.modules import load_config
 from dreamprm.tasks.prm.config import ObserveConfig
 from dreamprm.tasks.prm.observing import build_observer
-from dreamprm.training.metrics import MetricsLog, read_metrics
-from dreamprm.training.pictures import scored_solutions, weight_bars
+from dreamprm.tasks.prm.pictures import scored_solutions
 from tests.small_demo import SMALL_DEMO
 
 SMALL = [

@@ -12,7 +12,7 @@ from dreamprm.data.batches import BatchStream
 from dreamprm.data.sources import load_data
 from dreamprm.data.token_batches import TokenBatchStream
 from dreamprm.errors import UserError
-from dreamprm.task_modules import load_config
+from dreamprm.tasks.modules import load_config
 from dreamprm.tasks.prm.task import build_engine
 
 LENGTHS = np.random.default_rng(0).geometric(1 / 60, size=1000).clip(1, 400).tolist()

@@ -18,7 +18,7 @@ from dreamprm.models.config import ModelConfig, TinyConfig
 from dreamprm.models.families import family_of
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.vision_cache import FeatureCache, cache_features
-from dreamprm.task_modules import load_config
+from dreamprm.tasks.modules import load_config
 from dreamprm.tasks.prm.task import build_engine
 from tests.test_families import reweighted, varied, with_images
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from dreamprm.commands.train import summary_table
 from dreamprm.errors import UserError
-from dreamprm.inference.tables import summary_table
 from dreamprm.reporting import write_comparison, write_report
 from dreamprm.reporting.run import read_run
-from dreamprm.run_directory import FILES
+from dreamprm.run_directory.names import FILES
 from dreamprm.tasks.prm.words import WORDS
 from dreamprm.words import Metric, Words, as_json, union, words_from_json
 from tests.report_runs import write_run

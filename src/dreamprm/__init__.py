@@ -12,23 +12,22 @@ from dreamprm.errors import UserError
 if TYPE_CHECKING:
     from dreamprm.data.formats import load_questions, load_trajectories
     from dreamprm.data.trajectory import Trajectory
-    from dreamprm.engines.run import train
+    from dreamprm.evaluation.evaluate import evaluate
     from dreamprm.hypergradients import hypergradient
-    from dreamprm.inference.evaluate import evaluate
-    from dreamprm.inference.selection import select
     from dreamprm.models.reward_model import ProcessRewardModel
-    from dreamprm.task_modules import load_config
+    from dreamprm.scoring.selection import select
+    from dreamprm.tasks.modules import load_config, train
 
 _HOMES = {
     "ProcessRewardModel": "dreamprm.models.reward_model",
     "Trajectory": "dreamprm.data.trajectory",
-    "evaluate": "dreamprm.inference.evaluate",
+    "evaluate": "dreamprm.evaluation.evaluate",
     "hypergradient": "dreamprm.hypergradients",
-    "load_config": "dreamprm.task_modules",
+    "load_config": "dreamprm.tasks.modules",
     "load_questions": "dreamprm.data.formats",
     "load_trajectories": "dreamprm.data.formats",
-    "select": "dreamprm.inference.selection",
-    "train": "dreamprm.engines.run",
+    "select": "dreamprm.scoring.selection",
+    "train": "dreamprm.tasks.modules",
 }
 
 __all__ = [

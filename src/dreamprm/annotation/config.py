@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from dreamprm.annotation.grading import RULES
-from dreamprm.config import check_choices, check_numbers, value_of
-from dreamprm.config_reading import read_config
+from dreamprm.config.checking import check_choices, check_numbers, value_of
+from dreamprm.config.reading import read_config
 from dreamprm.errors import UserError, unknown_name
 from dreamprm.models.config import TinyConfig
 
@@ -145,7 +145,7 @@ _WITHOUT_EFFECT = re.compile(
 
 
 def load_annotation_config(config: str, overrides: list[str]) -> AnnotationConfig:
-    """Reads the config of an annotation; see :func:`dreamprm.config_reading.read_config`."""
+    """Reads the config of an annotation; see :func:`dreamprm.config.reading.read_config`."""
     return read_config(config, overrides, AnnotationConfig, _check)
 
 

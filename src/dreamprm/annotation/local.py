@@ -26,9 +26,9 @@ from dreamprm.annotation.generators import Reply, Request
 from dreamprm.annotation.prompt import ask
 from dreamprm.annotation.questions import Question
 from dreamprm.data.batches import to_device
-from dreamprm.data.encoding import Encoder
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError, unknown_name
+from dreamprm.models.encoding import Encoder
 from dreamprm.models.families import FAMILIES, QWEN_TOKENS, family_of
 from dreamprm.models.fingerprint import weights_digest
 from dreamprm.models.images import FamilyImages

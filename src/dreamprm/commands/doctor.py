@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
 
     from dreamprm.hypergradients.soundness import APART, REFUSED, RIGHT, WRONG, judge
     from dreamprm.hypergradients.zoo import operations
-    from dreamprm.inference.tables import table
+    from dreamprm.tables import table
 
     try:
         torch.zeros((), device=options.device, dtype=torch.float64)

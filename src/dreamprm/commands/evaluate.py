@@ -52,8 +52,8 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Evaluates, and prints the tables."""
-    from dreamprm.inference.evaluate import Settings, evaluate
-    from dreamprm.inference.evaluation_tables import evaluation_tables
+    from dreamprm.evaluation.evaluate import Settings, evaluate
+    from dreamprm.evaluation.tables import evaluation_tables
 
     settings = Settings(
         bootstrap=options.bootstrap,

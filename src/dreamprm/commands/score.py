@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Scores."""
-    from dreamprm.inference.scoring import score_file
+    from dreamprm.scoring.files import score_file
 
     score_file(
         options.model,

@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Selects."""
-    from dreamprm.inference.selecting import select_file
+    from dreamprm.scoring.selecting import select_file
 
     select_file(
         options.model,

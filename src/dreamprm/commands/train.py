@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from dreamprm.commands.arguments import Commands, add_existing, add_overrides
+from dreamprm.tables import table
+from dreamprm.words import Words, is_number
 
 
 def add(commands: Commands) -> None:
@@ -27,27 +30,63 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Trains, and prints the table of the run."""
-    from dreamprm.run_directory import refuse_many_processes
+    from dreamprm.run_directory.opening import refuse_many_processes
 
     refuse_many_processes()  # before the seconds that the imports below take
-    from dreamprm.task_modules import load_config
+    from dreamprm.tasks.modules import load_config
 
     overrides = list(options.overrides)
     if options.out is not None:
         overrides.append(f"out={options.out}")
     config = load_config(options.config, overrides)
     if options.print_config:
-        from dreamprm.config_reading import config_text
+        from dreamprm.config.reading import config_text
 
         print(config_text(config))
         return
     from transformers.utils.logging import disable_progress_bar
 
-    from dreamprm.engines.run import train
-    from dreamprm.inference.tables import summary_table
     from dreamprm.reporting.run import read_run
+    from dreamprm.tasks.modules import train
 
     disable_progress_bar()  # of every save; the run has its own
     summary = train(config, resume=options.resume, overwrite=options.overwrite)
     print(summary_table(summary, read_run(config.out).words))
     print(f"\nThe run is in {config.out}; look at {config.out}/report.html")
+
+
+def summary_table(summary: dict[str, Any], words: Words) -> str:
+    """The final tables of a run: the learned weights, and the models beside each other.
+
+    Args:
+        summary: what ``summary.json`` holds.
+        words: of the task.
+    """
+    parts = []
+    if summary.get("weights"):
+        qualities = summary.get("qualities") or {}
+        rows = [
+            [name, *([qualities[name]] if qualities else []), f"{weight:.2f}"]
+            for name, weight in sorted(summary["weights"].items(), key=lambda item: -item[1])
+        ]
+        known = ["known quality"] if qualities else []
+        parts.append(table([words.group, *known, "learned weight"], rows))
+    runs = {name: numbers for name, numbers in summary["runs"].items() if numbers}
+    if runs:
+        columns = words.shown(runs.values())
+        rows = [
+            [_weighting(name, summary), *(_decimal(numbers.get(key)) for key in columns)]
+            for name, numbers in runs.items()
+        ]
+        parts.append(table(["weights", *map(words.title, columns)], rows))
+    return "\n\n".join(parts)
+
+
+def _weighting(name: str, summary: dict[str, Any]) -> str:
+    if name != "domain_table":
+        return name.replace("_", " ")
+    return f"learned ({summary['meta_loss']})" if summary.get("meta_loss") else "learned"
+
+
+def _decimal(value: Any) -> str:
+    return f"{value:.3f}" if is_number(value) else "–"

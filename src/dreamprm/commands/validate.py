@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from dreamprm.commands.arguments import Commands
+from dreamprm.tables import table
 
 ROLES = ("train", "meta", "test")
 
@@ -40,7 +42,6 @@ def run(options: argparse.Namespace) -> None:
     from dreamprm.data.sources import expand
     from dreamprm.data.validation import Images, check_file
     from dreamprm.errors import UserError, unknown_name
-    from dreamprm.inference.tables import validation_tables
     from dreamprm.progress import progress_bar
 
     formats = {role: options.format for role in ("data", "train")} | {"test": "canonical"}
@@ -73,3 +74,63 @@ def run(options: argparse.Namespace) -> None:
         at = f"{first['places'][0]}: " if first["places"] else ""
         more = f" ({found['errors']} errors in all, above)" if found["errors"] > 1 else ""
         raise UserError(f"{at}{first['message']}{more}")
+
+
+def validation_tables(report: dict[str, Any]) -> str:
+    """What is wrong with data, and what they hold.
+
+    Args:
+        report: of ``dreamprm.data.validation.as_json``.
+    """
+    parts = []
+    for file in report["files"]:
+        role = "" if file["set"] == "data" else f" ({file['set']})"
+        parts.append("\n".join([f"{file['path']}{role}: {file['rows']:,} rows", *_found(file)]))
+        if file["domains"]:
+            parts += _domain_tables(file["domains"], report["edges"])
+    if report["sets"]:
+        parts.append("\n".join(["The sets:", *_found({"findings": report["sets"]})]))
+    parts.append(f"{report['errors']:,} errors, {report['warnings']:,} warnings")
+    return "\n\n".join(parts)
+
+
+def _found(of: dict[str, Any]) -> list[str]:
+    lines = []
+    for finding in of["findings"]:
+        times = f"{finding['count']:,} × " if finding["count"] > 1 else ""
+        lines.append(f"  {finding['severity']}: {times}{finding['message']}")
+        # The file stands above; what is left is :line or row n, or nothing of the file as a whole.
+        whole = of.get("path", "")
+        places = [place.removeprefix(whole).removeprefix(": ") for place in finding["places"]]
+        if any(places):
+            more = ", …" if finding["count"] > len(places) else ""
+            lines.append(f"    at {', '.join(places)}{more}")
+    return lines
+
+
+def _domain_tables(domains: dict[str, Any], edges: dict[str, Any]) -> list[str]:
+    def counts(header: list[str], key: str, more: str | None = None) -> str:
+        rows = []
+        for name, domain in sorted(domains.items()):
+            cells = domain[key] + ([domain[more]] if more else [])
+            rows.append([name or "–", *(f"{cell:,}" for cell in cells)])
+        return table(["domain", *header], rows)
+
+    outcomes = ["solutions", "right", "wrong", "unknown"]
+    tables = [
+        table(
+            ["domain", *outcomes],
+            [[n or "–", *(f"{d[k]:,}" for k in outcomes)] for n, d in sorted(domains.items())],
+        )
+    ]
+    if any(any(domain["labels"]) for domain in domains.values()):
+        bins = len(next(iter(domains.values()))["labels"])
+        header = [f"{b / bins:.1f}–{(b + 1) / bins:.1f}" for b in range(bins)]
+        labels = counts([*header, "none"], "labels", "unlabelled")
+        tables.append("Steps by label:\n" + labels)
+    for key in ("steps", "characters"):
+        upper = [f"≤ {edge:,}" for edge in edges[key]]
+        upper[0] = f"{edges[key][0]}" if edges[key][0] == 0 else upper[0]
+        header = [*upper, f"> {edges[key][-1]:,}"]
+        tables.append(f"Solutions by {key}:\n" + counts(header, key))
+    return tables

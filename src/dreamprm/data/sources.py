@@ -31,7 +31,7 @@ from dreamprm.data.table import TrajectoryTable
 from dreamprm.data.trajectory import SelectionQuestion, Trajectory, group_candidates
 from dreamprm.errors import UserError, unknown_name
 from dreamprm.progress import progress_bar
-from dreamprm.run_directory import BUILT_IN
+from dreamprm.run_directory.names import BUILT_IN
 
 log = logging.getLogger("dreamprm")
 

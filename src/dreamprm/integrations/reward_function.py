@@ -16,10 +16,10 @@ from typing import Any
 
 from dreamprm.data.steps import stripped_steps
 from dreamprm.data.trajectory import Trajectory
-from dreamprm.inference.aggregation import aggregate, aggregation_named, probability
 from dreamprm.integrations.messages import Prompt, image_files, images_of, text_of
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.scoring_batches import MAX_TOKENS
+from dreamprm.scoring.aggregation import aggregate, aggregation_named, probability
 
 
 class StepReward:
@@ -27,7 +27,7 @@ class StepReward:
 
     Args:
         model: the reward model; it stays on its device.
-        aggregation: a key of ``dreamprm.inference.aggregation.AGGREGATIONS``.
+        aggregation: a key of ``dreamprm.scoring.aggregation.AGGREGATIONS``.
         steps: how a completion is cut, a strategy of ``dreamprm.data.steps.split_steps``.
         max_tokens: tokens per batch, padding included.
 

@@ -48,7 +48,7 @@ JOINS: dict[str, Callable[[str, Images], Tensor]] = {
 
 
 class FamilyImages:
-    """Reads images as a backbone's family does (``dreamprm.data.encoding.ImageReader``)."""
+    """Reads images as a backbone's family does (``dreamprm.models.encoding.ImageReader``)."""
 
     def __init__(self, family: Family, processor: Any, tokenizer: Any, config: Any) -> None:
         self.family, self.processor, self.config = family, processor, config

@@ -89,7 +89,7 @@ class Readout:
     Args:
         build: makes it from d, V and the ids of the two words of a generative one.
         needs_head: whether it reads vocabulary logits.
-        layout: how a solution is laid out in tokens, a name of ``dreamprm.data.layouts``.
+        layout: how a solution is laid out in tokens, a name of ``dreamprm.models.layouts``.
         two_words: whether it reads the log-odds of two words, that the user may choose.
     """
 

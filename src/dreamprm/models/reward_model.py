@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from dreamprm.data.batches import to_device
-from dreamprm.data.encoding import Encoder
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
+from dreamprm.models.encoding import Encoder
 from dreamprm.models.families import family_of
 from dreamprm.models.images import FamilyImages
 from dreamprm.models.lora import Adapter, load_backbone, save_backbone

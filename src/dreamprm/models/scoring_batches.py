@@ -9,10 +9,10 @@ from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamprm.data.encoding import Encoder
 from dreamprm.data.images import image_pixels
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
+from dreamprm.models.encoding import Encoder
 
 MAX_TOKENS = 8192
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from dreamprm.data.encoding import Encoder
 from dreamprm.data.trajectory import Trajectory
+from dreamprm.models.encoding import Encoder
 
 # FlashAttention 2 takes right-padded queries after a cache for left-padded ones.
 MASKED_ATTENTION = ("sdpa", "eager")

@@ -18,7 +18,7 @@ from dreamprm.data.images import read_image
 from dreamprm.data.rows import need, read_rows
 from dreamprm.data.trajectory import SelectionQuestion
 from dreamprm.errors import UserError
-from dreamprm.inference.aggregation import aggregate
+from dreamprm.scoring.aggregation import aggregate
 from dreamprm.writing import write_whole
 
 OF_EACH_KIND = 3  # right picks and wrong ones

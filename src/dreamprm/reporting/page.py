@@ -19,7 +19,7 @@ from dreamprm.reporting.repeat import repeat_section
 from dreamprm.reporting.run import Run, read_run
 from dreamprm.reporting.text import printable, shortened
 from dreamprm.reporting.training import training_section, weights_section
-from dreamprm.run_directory import REPORT_FILE
+from dreamprm.run_directory.names import REPORT_FILE
 from dreamprm.words import capital, plural
 from dreamprm.writing import write_whole, writing
 

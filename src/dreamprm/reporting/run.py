@@ -14,7 +14,8 @@ from dreamprm.errors import UserError
 from dreamprm.reporting.evaluation import EVALUATION_FILE, Evaluation, read_evaluation
 from dreamprm.reporting.examples import Example, read_examples
 from dreamprm.reporting.row_weights import WeightedRow, read_weighted_rows
-from dreamprm.run_directory import (
+from dreamprm.run_directory.metrics import read_metrics
+from dreamprm.run_directory.names import (
     BASELINE,
     CONFIG_FILE,
     EXAMPLES_FILE,
@@ -24,7 +25,6 @@ from dreamprm.run_directory import (
     SUMMARY_FILE,
     WEIGHTS_FILE,
 )
-from dreamprm.training.metrics import read_metrics
 from dreamprm.words import Words, is_number, words_from_json
 
 Found = TypeVar("Found")

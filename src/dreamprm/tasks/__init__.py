@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dreamprm.config import RunConfig
     from dreamprm.engines.run import Task
     from dreamprm.tasks.columns import Columns
+    from dreamprm.tasks.config import RunConfig
     from dreamprm.tasks.reweighting import ReweightingTask
     from dreamprm.words import Metric, Words
 
@@ -17,7 +17,7 @@ _HOMES = {
     "Columns": "dreamprm.tasks.columns",
     "Metric": "dreamprm.words",
     "ReweightingTask": "dreamprm.tasks.reweighting",
-    "RunConfig": "dreamprm.config",
+    "RunConfig": "dreamprm.tasks.config",
     "Task": "dreamprm.engines.run",
     "Words": "dreamprm.words",
 }

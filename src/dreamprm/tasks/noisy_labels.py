@@ -13,11 +13,12 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from dreamprm.config import RunConfig, check_numbers
+from dreamprm.config.checking import check_numbers
 from dreamprm.errors import UserError
 from dreamprm.problems.noisy_labels import AnnotatorWeighting, DigitClassifier
-from dreamprm.run_directory import RunDirectory
+from dreamprm.run_directory.opening import RunDirectory
 from dreamprm.tasks.columns import Columns
+from dreamprm.tasks.config import RunConfig
 from dreamprm.tasks.reweighting import ReweightingTask
 from dreamprm.words import Metric, Words
 

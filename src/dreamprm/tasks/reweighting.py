@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer, SparseAdam
 from torch.utils.data import default_collate
 
-from dreamprm.config import OptimizerConfig, RunConfig
 from dreamprm.data.batches import BatchStream
 from dreamprm.engines.base import EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
@@ -25,7 +24,8 @@ from dreamprm.hypergradients import resolve
 from dreamprm.hypergradients.interface import STEPS
 from dreamprm.problems.config import ProblemConfig
 from dreamprm.tasks.columns import Columns
-from dreamprm.training.schedules import build_schedule
+from dreamprm.tasks.config import OptimizerConfig, RunConfig
+from dreamprm.tasks.schedules import build_schedule
 from dreamprm.weighting import WEIGHTINGS, Rows, build_weighting
 from dreamprm.weighting.row_parameters import RowParameters
 from dreamprm.words import Words

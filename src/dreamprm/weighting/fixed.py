@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamprm.errors import UserError
-from dreamprm.run_directory import WEIGHTS_FILE
+from dreamprm.run_directory.names import WEIGHTS_FILE
 from dreamprm.weighting.rows import Rows, grouped
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from dreamprm.tasks.prm.config import Config
 
 if TYPE_CHECKING:
-    from dreamprm.run_directory import RunDirectory
+    from dreamprm.run_directory.opening import RunDirectory
     from dreamprm.tasks.prm.task import PRMTask
 
 __all__ = ["Config", "build"]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from dreamprm.data.batches import BatchStream
-from dreamprm.data.encoding import Encoder
 from dreamprm.data.table import TrajectoryTable
 from dreamprm.data.token_batches import TokenBatchStream
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
+from dreamprm.models.encoding import Encoder
 from dreamprm.problems.meta_losses import NEEDS_BOTH_OUTCOMES
 from dreamprm.tasks.prm.config import Config
 

@@ -42,7 +42,7 @@ from dreamprm.hypergradients.solvers import CurvatureWarning, Tensors
 from dreamprm.hypergradients.unrolled import UnrolledMethod
 from dreamprm.problems.stateless import StatelessLoss
 from dreamprm.progress import progress_bar
-from dreamprm.task_modules import load_config
+from dreamprm.tasks.modules import load_config
 from dreamprm.tasks.prm.task import PRMEngine, build_engine
 
 DROPOUT = 0.1

@@ -5,17 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from dreamprm.config import (
-    EarlyStoppingConfig,
-    OptimizerConfig,
-    RunConfig,
-    check_choices,
-    check_numbers,
-    value_of,
-)
+from dreamprm.config.checking import check_choices, check_numbers, value_of
 from dreamprm.data.config import DataConfig
 from dreamprm.errors import UserError
 from dreamprm.models.config import ModelConfig
+from dreamprm.tasks.config import EarlyStoppingConfig, OptimizerConfig, RunConfig
 
 
 @dataclass

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dreamprm.data.trajectory import SelectionQuestion, Trajectory, group_candidates
-from dreamprm.inference.aggregation import aggregate
-from dreamprm.inference.best_of_n import expected_best, sizes
-from dreamprm.inference.evaluation import auc
+from dreamprm.evaluation.accuracy import auc
+from dreamprm.evaluation.best_of_n import expected_best, sizes
 from dreamprm.models.reward_model import ProcessRewardModel
+from dreamprm.scoring.aggregation import aggregate
 from dreamprm.tasks.prm.config import ObserveConfig
-from dreamprm.training.pictures import scored_solutions
+from dreamprm.tasks.prm.pictures import scored_solutions
 
 DRAWN_FROM = 4096  # training solutions that those of the histograms are taken from, evenly
 DOMAINS = 64  # with a histogram

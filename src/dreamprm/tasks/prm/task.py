@@ -12,13 +12,14 @@ import torch
 from dreamprm.data.sources import RunData, load_data, usable_meta, usable_train
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.engines.reweighting import ReweightingEngine
-from dreamprm.inference.evaluation import evaluate_selection
-from dreamprm.inference.selection import step_logits_of
+from dreamprm.evaluation.accuracy import evaluate_selection
 from dreamprm.models.build import build_model
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
 from dreamprm.reporting.examples import choose_examples, save_examples
-from dreamprm.run_directory import BUILT_IN, EXAMPLES_FILE, MODEL, RunDirectory
+from dreamprm.run_directory.names import BUILT_IN, EXAMPLES_FILE, MODEL
+from dreamprm.run_directory.opening import RunDirectory
+from dreamprm.scoring.selection import step_logits_of
 from dreamprm.tasks.prm.batches import meta_batches, train_batches
 from dreamprm.tasks.prm.config import Config
 from dreamprm.tasks.prm.observing import Observer, build_observer

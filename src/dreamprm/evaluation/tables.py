@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dreamprm.inference.aggregation import VOTE
-from dreamprm.inference.tables import table
+from dreamprm.scoring.aggregation import VOTE
+from dreamprm.tables import table
 
 BASELINES = {
     "random_pick": "random pick",
@@ -29,7 +29,7 @@ def evaluation_tables(result: dict[str, Any]) -> str:
     """Every number that a reader wants first; the JSON object holds the others.
 
     Args:
-        result: of ``dreamprm.inference.evaluate.evaluate``.
+        result: of ``dreamprm.evaluation.evaluate.evaluate``.
     """
     parts = []
     first = result["settings"]["aggregations"][0]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dreamprm.errors import UserError
-from dreamprm.run_directory import METRICS_FILE, TENSORBOARD
-from dreamprm.training.events import EventWriter
+from dreamprm.run_directory.events import EventWriter
+from dreamprm.run_directory.names import METRICS_FILE, TENSORBOARD
 from dreamprm.writing import UnbufferedFile, write_whole, writing
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, StepLR
 
-from dreamprm.config import OptimizerConfig
 from dreamprm.errors import UserError
+from dreamprm.tasks.config import OptimizerConfig
 
 
 def build_schedule(optimizer: Optimizer, config: OptimizerConfig, steps: int) -> LRScheduler:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from sklearn.metrics import roc_auc_score
 
 from dreamprm.data.trajectory import Candidate, SelectionQuestion
-from dreamprm.inference.aggregation import aggregate
-from dreamprm.inference.best_of_n import expected_vote, pass_at
-from dreamprm.inference.selection import answer_groups, first_best
+from dreamprm.evaluation.best_of_n import expected_vote, pass_at
+from dreamprm.scoring.aggregation import aggregate
+from dreamprm.scoring.selection import answer_groups, first_best
 
 
 def auc(scores: Sequence[float], right: Sequence[bool]) -> float | None:

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamprm.inference.selection import vote_values
+from dreamprm.scoring.selection import vote_values
 
 SUBSETS = 20_000
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,8 +13,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dreamprm.config.interpolations import refuse_dollars, refuse_resolvers
 from dreamprm.errors import UserError, shown, unknown_name
-from dreamprm.interpolations import refuse_dollars, refuse_resolvers
 from dreamprm.writing import write_whole
 
 Schema = TypeVar("Schema")
@@ -100,6 +100,21 @@ def read_options(words: list[str]) -> dict[str, Any]:
         for word in words
         for key, value in (OmegaConf.to_container(_dotlist(word)) or {}).items()  # type: ignore[union-attr]
     }
+
+
+def read_part(values: Mapping[str, Any], schema: type, where: str) -> Any:
+    """One section of a config, as its schema.
+
+    Args:
+        values: of its keys.
+        schema: the dataclass of the section.
+        where: it stands, for messages.
+
+    Raises:
+        UserError: a key or a value is not one of the schema's.
+    """
+    found = _as_schema(values, schema, where)
+    return OmegaConf.to_object(_merge(OmegaConf.structured(schema), found, where))
 
 
 def config_values(config: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tasks and plugins: modules that a config names, imported when it is read."""
+"""Modules that a config names, imported when it is read."""
 
 from __future__ import annotations
 
@@ -12,42 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dreamprm.config import RunConfig
-from dreamprm.config_reading import read_config, read_keys
 from dreamprm.errors import UserError, shown, unknown_name
-
-BUILT_IN = ("noisy_labels", "prm")  # modules of dreamprm.tasks
-
-
-def load_config(config: str, overrides: Sequence[str] = ()) -> Any:
-    """Reads the config of a run, of whatever task, and checks every value of it.
-
-    The modules under ``plugins`` are imported first, then the task.
-
-    Args:
-        config: a path, or the name of a shipped config.
-        overrides: ``key=value``, dots for what is nested.
-
-    Returns:
-        a ``Config`` of the task's module.
-
-    Raises:
-        UserError: see :func:`~dreamprm.config_reading.read_config`; or a module cannot be imported,
-            or is no task.
-    """
-    found = read_keys(config, overrides, ("task", "plugins"))
-    folder = Path(config).parent if Path(config).is_file() else Path()
-    task = found.get("task", RunConfig.task)
-    load_plugins(found.get("plugins") or [], folder)
-    module = find_task(task, folder)
-    schema = module.Config
-    if not (isinstance(schema, type) and issubclass(schema, RunConfig)):
-        raise UserError(f"task {task}: its Config is no dataclass on dreamprm.tasks.RunConfig")
-    result = read_config(config, list(overrides), schema, lambda made, where: made.check(where))
-    # The run keeps its config elsewhere.
-    result.task = _absolute(result.task, folder)
-    result.plugins = [_absolute(name, folder) for name in result.plugins]
-    return result
 
 
 def load_plugins(names: Any, folder: Path = Path()) -> None:
@@ -61,35 +26,25 @@ def load_plugins(names: Any, folder: Path = Path()) -> None:
         UserError: one cannot be imported.
     """
     for name in [names] if isinstance(names, str) else names:
-        _load(name, "plugins", folder)
+        load_module(name, "plugins", folder)
 
 
-def find_task(name: str, folder: Path = Path()) -> ModuleType:
-    """The module of a task.
+def load_module(name: Any, key: str, folder: Path, known: Sequence[str] = ()) -> ModuleType:
+    """Imports a module.
 
     Args:
-        name: of a built-in task or of a module, or the path of a .py file.
+        name: of a module, or the path of a .py file; whatever a config has there.
+        key: of the config, for messages.
         folder: that relative paths are taken from, before the working directory.
+        known: names that would have been right, for the message.
 
     Raises:
-        UserError: there is none, it cannot be imported, or it has no ``Config`` or ``build``.
+        UserError: it cannot be imported.
     """
-    if isinstance(name, str) and name in BUILT_IN:
-        return import_module(f"dreamprm.tasks.{name}")
-    module = _load(name, "task", folder, BUILT_IN)
-    for part in ("Config", "build"):
-        if not hasattr(module, part):
-            raise UserError(
-                f"task {name} has no {part}; a task has Config and build: docs/tasks.md"
-            )
-    return module
-
-
-def _load(name: Any, key: str, folder: Path, known: Sequence[str] = ()) -> ModuleType:
     if not isinstance(name, str) or not name:
         raise UserError(f"{key} is {shown(name)}, expected the name of a module or a .py file")
     if name.endswith(".py"):
-        return _load_file(Path(_absolute(name, folder)), key)
+        return _load_file(Path(absolute(name, folder)), key)
     beside = str(folder.resolve())
     if beside not in sys.path:
         sys.path.append(beside)  # after all that is installed
@@ -142,7 +97,7 @@ def _failed(name: str, key: str, error: Exception) -> UserError:
     return UserError(f"{key} {name} cannot be imported: {at}: {type(error).__name__}: {error}")
 
 
-def _absolute(name: str, folder: Path) -> str:
+def absolute(name: str, folder: Path) -> str:
     """A path of a .py file whole; from the folder, or where it is not there, from here."""
     if not name.endswith(".py"):
         return name

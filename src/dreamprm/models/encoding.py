@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from dreamprm.data.images import read_image
-from dreamprm.data.layouts import LAYOUTS, ImageReader
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
+from dreamprm.models.layouts import LAYOUTS, ImageReader
 
 IMAGE_CACHE_BYTES = 256 * 2**20
 
@@ -31,7 +31,7 @@ class Encoder:
         step_marker: the token that ends each step.
         domains: names whose position is the ``domain`` index of a trajectory; empty outside
             training, where domains do not matter.
-        layout: a name of ``dreamprm.data.layouts``.
+        layout: a name of ``dreamprm.models.layouts``.
         answer: the id of the token that answers every step, for the layout ``turns``.
         system: the system message of the layouts that are chats; None for none.
     """

@@ -1,4 +1,4 @@
-"""The run directory: the names in it, the one process that writes to it, and when a run begins.
+"""Opening a run directory: the one process that writes to it, and when a run begins.
 
 Nothing of a run that is there goes before the one that replaces it is known to start; a kill at any
 moment leaves the old run whole, or the new one, which ``--resume`` continues.
@@ -14,28 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dreamprm.config_reading import config_values, read_values, save_config
-from dreamprm.directory_lock import LOCK_FILE, Lock, locked
+from dreamprm.config.reading import config_values, read_values, save_config
 from dreamprm.errors import UserError
+from dreamprm.run_directory.lock import LOCK_FILE, Lock, locked
+from dreamprm.run_directory.names import BUILT_IN, CONFIG_FILE, FILES, FOLDERS, RUN_FILE
 from dreamprm.writing import PARTIAL, write_whole, writing
 
-CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
-WEIGHTS_FILE, EXAMPLES_FILE, REPORT_FILE = "weights.json", "examples.jsonl", "report.html"
-RUN_FILE, ROWS_FILE = "run.json", "rows.jsonl"  # how far it is; rows with their weights
-CHECKPOINTS, MODEL, TENSORBOARD = "checkpoints", "model", "tensorboard"
-BUILT_IN, BASELINE = "synthetic", "uniform"  # data that were made for the run; a run within
-
-FILES = (
-    CONFIG_FILE,
-    METRICS_FILE,
-    SUMMARY_FILE,
-    WEIGHTS_FILE,
-    EXAMPLES_FILE,
-    REPORT_FILE,
-    RUN_FILE,
-    ROWS_FILE,
-)
-FOLDERS = (CHECKPOINTS, MODEL, TENSORBOARD, BUILT_IN, BASELINE)
 # The config of a run whose predecessor is being deleted.
 NEXT_CONFIG = "config.next.yaml"
 # What a start that failed or was killed leaves where there is no run.

@@ -11,8 +11,8 @@ import numpy as np
 
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError, unknown_name
-from dreamprm.inference.significance import bootstrap_counts, interval
-from dreamprm.inference.step_metrics import (
+from dreamprm.evaluation.significance import bootstrap_counts, interval
+from dreamprm.evaluation.step_metrics import (
     Array,
     ScoredSteps,
     best_threshold,

@@ -15,12 +15,12 @@ import torch
 from dreamprm.data.formats import load_trajectories
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError, need_whole
-from dreamprm.inference.aggregation import aggregate, probabilities, probability
 from dreamprm.journal import Journal, is_finished, journal_path
 from dreamprm.models.fingerprint import weights_digest
 from dreamprm.models.reward_model import SETTINGS_FILE, ProcessRewardModel
 from dreamprm.models.scoring_batches import MAX_TOKENS, Tally
 from dreamprm.progress import progress_bar
+from dreamprm.scoring.aggregation import aggregate, probabilities, probability
 
 log = logging.getLogger("dreamprm")
 

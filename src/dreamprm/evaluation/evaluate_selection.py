@@ -12,8 +12,14 @@ from numpy.typing import NDArray
 
 from dreamprm.data.trajectory import SelectionQuestion
 from dreamprm.errors import UserError
-from dreamprm.inference.aggregation import AGGREGATIONS, VOTE, aggregate, probabilities
-from dreamprm.inference.best_of_n import (
+from dreamprm.evaluation.accuracy import (
+    best_source,
+    correctness,
+    evaluate_selection,
+    has_answers,
+    majority_chance,
+)
+from dreamprm.evaluation.best_of_n import (
     expected_best,
     expected_majority,
     expected_vote,
@@ -21,15 +27,9 @@ from dreamprm.inference.best_of_n import (
     pass_at,
     sizes,
 )
-from dreamprm.inference.evaluation import (
-    best_source,
-    correctness,
-    evaluate_selection,
-    has_answers,
-    majority_chance,
-)
-from dreamprm.inference.selection import answer_groups, choose, first_best, vote_values
-from dreamprm.inference.significance import bootstrap_means, interval, paired_difference
+from dreamprm.evaluation.significance import bootstrap_means, interval, paired_difference
+from dreamprm.scoring.aggregation import AGGREGATIONS, VOTE, aggregate, probabilities
+from dreamprm.scoring.selection import answer_groups, choose, first_best, vote_values
 
 Logits = Sequence[Sequence[Sequence[float]]]
 Values = list[list[float]]  # for every question, for every N

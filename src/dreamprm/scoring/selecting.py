@@ -14,12 +14,12 @@ from dreamprm.data.formats import load_questions, load_trajectories
 from dreamprm.data.rows import read_rows
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import need_whole
-from dreamprm.inference.aggregation import probabilities, split_rule
-from dreamprm.inference.scoring import find_model, fingerprint, journalled_logits
-from dreamprm.inference.selection import choose
 from dreamprm.journal import Journal, is_finished, journal_path
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.scoring_batches import MAX_TOKENS
+from dreamprm.scoring.aggregation import probabilities, split_rule
+from dreamprm.scoring.files import find_model, fingerprint, journalled_logits
+from dreamprm.scoring.selection import choose
 
 log = logging.getLogger("dreamprm")
 

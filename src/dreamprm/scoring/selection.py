@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamprm.data.trajectory import SelectionQuestion
-from dreamprm.inference.aggregation import aggregate, probabilities, split_rule
-from dreamprm.inference.answers import normalised_answer
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.scoring_batches import MAX_TOKENS
+from dreamprm.scoring.aggregation import aggregate, probabilities, split_rule
+from dreamprm.scoring.answers import normalised_answer
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from dreamprm.config.plugins import load_plugins
+from dreamprm.config.reading import read_part, read_values
+from dreamprm.data.config import DataConfig
 from dreamprm.data.digests import Contents, data_digests
 from dreamprm.data.formats import load_questions, load_trajectories
 from dreamprm.data.sources import TEST_SET, load_data
 from dreamprm.data.trajectory import SelectionQuestion, Trajectory, group_candidates
 from dreamprm.errors import UserError
-from dreamprm.inference.selecting import holds_candidates
-from dreamprm.run_directory import BUILT_IN, CONFIG_FILE, SUMMARY_FILE
-from dreamprm.task_modules import load_config
-from dreamprm.tasks.prm.config import Config
+from dreamprm.run_directory.names import BUILT_IN, CONFIG_FILE, SUMMARY_FILE
+from dreamprm.scoring.selecting import holds_candidates
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,20 @@ def held_out_set(run: str, images: str = "require") -> DataSet:
         raise UserError(
             f"{run} holds no {CONFIG_FILE}, its test set is not known: give --selection or --steps"
         )
-    config = load_config(str(folder / CONFIG_FILE), [])
-    if not isinstance(config, Config):
-        raise UserError(f"{run} is a run of task {config.task}, expected one of a reward model")
-    as_trained = images in ("require", config.data.images)
+    values = read_values(folder / CONFIG_FILE)
+    if "data" not in values:
+        raise UserError(f"{run} is a run of task {values['task']}, expected one of a reward model")
+    load_plugins(values.get("plugins", []), folder)  # whose formats the data may have
+    config: DataConfig = read_part(values["data"], DataConfig, str(folder / CONFIG_FILE))
+    as_trained = images in ("require", config.images)
     if not as_trained:
-        config.data.images = images
-    if config.data.synthetic.domains:
+        config.images = images
+    if config.synthetic.domains:
         # As it was written when the run began; load_data would draw it anew.
-        questions = load_questions(folder / BUILT_IN / "test.jsonl", images=config.data.images)
+        questions = load_questions(folder / BUILT_IN / "test.jsonl", images=config.images)
     else:
         try:
-            questions = load_data(config.data, folder, config.seed).test
+            questions = load_data(config, folder, values["seed"]).test
         except UserError as error:
             raise UserError(
                 f"the test set of {run} cannot be read as {CONFIG_FILE} there says ({error}): "

@@ -12,15 +12,15 @@ import torch
 
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError, need_whole
-from dreamprm.inference.aggregation import AGGREGATIONS, aggregation_named, probabilities
-from dreamprm.inference.evaluate_selection import Logits, SelectionSettings, evaluate_picks
-from dreamprm.inference.evaluate_steps import StepSettings, evaluate_steps
-from dreamprm.inference.examples import example_mistakes, example_solutions
-from dreamprm.inference.held_out import DataSet, held_out_set, selection_file, steps_file
-from dreamprm.inference.scoring import find_model
-from dreamprm.inference.significance import CONFIDENCE
+from dreamprm.evaluation.data_sets import DataSet, held_out_set, selection_file, steps_file
+from dreamprm.evaluation.evaluate_selection import Logits, SelectionSettings, evaluate_picks
+from dreamprm.evaluation.evaluate_steps import StepSettings, evaluate_steps
+from dreamprm.evaluation.examples import example_mistakes, example_solutions
+from dreamprm.evaluation.significance import CONFIDENCE
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.scoring_batches import MAX_TOKENS
+from dreamprm.scoring.aggregation import AGGREGATIONS, aggregation_named, probabilities
+from dreamprm.scoring.files import find_model
 from dreamprm.writing import write_whole
 
 SCHEMA = "dreamprm-evaluation-1"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dreamprm.data.trajectory import SelectionQuestion, Trajectory
-from dreamprm.inference.aggregation import aggregate, probabilities, probability
+from dreamprm.scoring.aggregation import aggregate, probabilities, probability
 
 
 def example_solutions(

@@ -1,38 +1,18 @@
-"""Pictures of a training for TensorBoard: a bar for every weight, solutions with their scores."""
+"""A picture for TensorBoard: solutions with the scores of their steps."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dreamprm.data.trajectory import Trajectory
+from dreamprm.engines.pictures import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BARS = 60  # half of them the highest weights, half the lowest
 STEPS, STEP_LENGTH, LINE = 8, 220, 76  # steps of a solution, letters of a step, letters of a line
-
-
-def weight_bars(weights: Mapping[str, float]) -> Figure:
-    """A bar for every weight; of more than ``BARS``, for the highest and the lowest."""
-    from matplotlib.figure import Figure  # half a second to import
-
-    names = list(weights)
-    if len(names) > BARS:
-        ordered = sorted(names, key=lambda name: -weights[name])
-        names = ordered[: BARS // 2] + ordered[-BARS // 2 :]
-    figure = Figure(figsize=(6, 0.3 * len(names) + 1), layout="constrained")
-    axes = figure.add_subplot()
-    axes.barh(range(len(names)), [weights[name] for name in names])
-    axes.set_yticks(range(len(names)), [_shown(name) for name in names])
-    axes.axvline(1.0, color="grey", linewidth=0.8)
-    axes.invert_yaxis()
-    axes.set_xlabel("weight (mean 1)")
-    if len(names) < len(weights):
-        axes.set_title(f"{BARS // 2} highest and {BARS // 2} lowest of {len(weights)}")
-    return figure
 
 
 def scored_solutions(rows: Sequence[Trajectory], scores: Sequence[Sequence[float]]) -> Figure:
@@ -61,7 +41,7 @@ def scored_solutions(rows: Sequence[Trajectory], scores: Sequence[Sequence[float
                 left.imshow(small)
         outcome = {True: "right", False: "wrong", None: "outcome unknown"}[row.outcome]
         right.set(xlim=(0, 1), ylim=(lines[i], 0))
-        right.text(0, 0.9, _shown(f"{row.id}: {outcome}"), weight="bold", size=9)
+        right.text(0, 0.9, shown(f"{row.id}: {outcome}"), weight="bold", size=9)
         y = 1.4
         for step, score in zip(steps, scores[i], strict=False):
             height = step.count("\n") + 1.4
@@ -76,8 +56,3 @@ def scored_solutions(rows: Sequence[Trajectory], scores: Sequence[Sequence[float
 
 def _wrapped(text: str) -> str:
     return "\n".join(textwrap.wrap(textwrap.shorten(text, STEP_LENGTH, placeholder=" …"), LINE))
-
-
-def _shown(name: str) -> str:
-    """A name short enough, and without what matplotlib would take for mathematics."""
-    return textwrap.shorten(name, 60, placeholder=" …").replace("$", r"\$")

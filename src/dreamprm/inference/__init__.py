@@ -1,1 +1,0 @@
-"""Aggregation, selection, metrics, and the tables made of them."""

@@ -1,0 +1,19 @@
+"""The names in a run directory."""
+
+CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
+WEIGHTS_FILE, EXAMPLES_FILE, REPORT_FILE = "weights.json", "examples.jsonl", "report.html"
+RUN_FILE, ROWS_FILE = "run.json", "rows.jsonl"  # how far it is; rows with their weights
+CHECKPOINTS, MODEL, TENSORBOARD = "checkpoints", "model", "tensorboard"
+BUILT_IN, BASELINE = "synthetic", "uniform"  # data that were made for the run; a run within
+
+FILES = (
+    CONFIG_FILE,
+    METRICS_FILE,
+    SUMMARY_FILE,
+    WEIGHTS_FILE,
+    EXAMPLES_FILE,
+    REPORT_FILE,
+    RUN_FILE,
+    ROWS_FILE,
+)
+FOLDERS = (CHECKPOINTS, MODEL, TENSORBOARD, BUILT_IN, BASELINE)

@@ -1,0 +1,1 @@
+"""Scores of whole files, from steps to solutions, and the best of N."""
