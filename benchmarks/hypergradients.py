@@ -26,13 +26,15 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from transformers import Qwen2Config, Qwen2Model
 
+from dreamprm.engines.comparison import case_of
 from dreamprm.hypergradients import Method, Point, resolve
+from dreamprm.hypergradients.comparison import Case, hypergradient_at
 from dreamprm.hypergradients.cost import operations, peak_bytes
 from dreamprm.hypergradients.functional import evaluate
 from dreamprm.hypergradients.products import FiniteDifference, ForwardMode
 from dreamprm.hypergradients.references import VARIABLES, Reference, relative_error, weighted_ridge
 from dreamprm.models.tiny import initialise
-from dreamprm.tasks.prm.comparison import DROPOUT, Task, demo_tasks, hypergradient_at, prm_task
+from dreamprm.tasks.prm.comparison import DROPOUT, demo_briefly, with_dropout
 
 DARTS_STEP = 0.01
 
@@ -89,19 +91,25 @@ def _by_betty(reference: Reference, iterations: int) -> Tensor:
 
 def precision() -> Iterator[dict[str, Any]]:
     """Relative errors of the identity solver's hypergradient, by model, arithmetic and product."""
-    with demo_tasks("precision") as (_, _forward, engine):
-        models: dict[str, Callable[..., Task]] = {
-            "demo PRM, fp32 readout": lambda **arithmetic: prm_task(engine, "prm", **arithmetic),
-            "Qwen2 of 3.4 M": language_model_task,
+    with demo_briefly("precision") as engine:
+
+        def demo(dropout: float = 0.0, **arithmetic: Any) -> Case:
+            if dropout:
+                return with_dropout(engine, "prm", dropout, **arithmetic)
+            return case_of(engine, "prm", **arithmetic)
+
+        models: dict[str, Callable[..., Case]] = {
+            "demo PRM, fp32 readout": demo,
+            "Qwen2 of 3.4 M": language_model_case,
         }
-        for model, task in models.items():
+        for model, case in models.items():
             for name, arithmetic in {
                 "fp32": {},
                 "fp32 parameters, bf16 autocast": {"autocast": True},
                 "bf16 parameters": {"dtype": torch.bfloat16},
                 f"fp32, dropout {DROPOUT}, one mask": {"dropout": DROPOUT},
             }.items():
-                each = task(**arithmetic)
+                each = case(**arithmetic)
                 yield {
                     "model": model,
                     "arithmetic": name,
@@ -109,13 +117,13 @@ def precision() -> Iterator[dict[str, Any]]:
                     "finite difference, epsilon by precision": _error("darts", each),
                     "forward mode": _error("t1t2", each),
                 }
-            yield {"model": model} | _two_masks(task(dropout=DROPOUT))
-            yield {"model": model} | _perturbed_in_place(task(dtype=torch.bfloat16))
+            yield {"model": model} | _two_masks(case(dropout=DROPOUT))
+            yield {"model": model} | _perturbed_in_place(case(dtype=torch.bfloat16))
 
 
-def language_model_task(
+def language_model_case(
     dtype: torch.dtype = torch.float32, autocast: bool = False, dropout: float = 0.0
-) -> Task:
+) -> Case:
     """A Qwen2 model with a linear readout in the model's own arithmetic, on random tokens."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
@@ -168,39 +176,39 @@ def language_model_task(
     def exact(method: Method, options: Mapping[str, Any]) -> Tensor:
         assert method.name in ("darts", "t1t2")
         return hypergradient_at(
-            resolve("t1t2"), language_model_task(torch.float64, False, dropout), {}
+            resolve("t1t2"), language_model_case(torch.float64, False, dropout), {}
         )
 
     lower = [p.detach().to(dtype) for p in scores.parameters()]
     upper = [torch.zeros(4, dtype=torch.promote_types(dtype, torch.float32))]
-    return Task("qwen2", lower_loss, upper_loss, lower, upper, torch.optim.SGD(lower), exact)
+    return Case("qwen2", lower_loss, upper_loss, lower, upper, torch.optim.SGD(lower), exact)
 
 
-def _error(name: str, task: Task, **options: Any) -> float:
+def _error(name: str, case: Case, **options: Any) -> float:
     method = resolve(name)
-    return relative_error(hypergradient_at(method, task, options), task.exact(method, options))
+    return relative_error(hypergradient_at(method, case, options), case.exact(method, options))
 
 
-def _two_masks(task: Task) -> dict[str, Any]:
+def _two_masks(case: Case) -> dict[str, Any]:
     """What two evaluations with a dropout mask each give, as betty takes them."""
     method = resolve("darts")
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        point, vector = _point(task)
-        product = FiniteDifference(task.lower_loss, point.lower, point.upper, epsilon=DARTS_STEP)
+        point, vector = _point(case)
+        product = FiniteDifference(case.lower_loss, point.lower, point.upper, epsilon=DARTS_STEP)
         found = torch.cat([-g.reshape(-1) for g in product.cross(vector)])
     return {
         "arithmetic": f"fp32, dropout {DROPOUT}, two masks",
-        "finite difference, epsilon 0.01": relative_error(found, task.exact(method, {})),
+        "finite difference, epsilon 0.01": relative_error(found, case.exact(method, {})),
     }
 
 
-def _perturbed_in_place(task: Task) -> dict[str, Any]:
+def _perturbed_in_place(case: Case) -> dict[str, Any]:
     """How far parameters are from where they were after +ε, −2ε, +ε along v."""
-    _, vector = _point(task)
+    _, vector = _point(case)
     step = float(DARTS_STEP / torch.cat([v.float().reshape(-1) for v in vector]).norm())
     drift = 0.0
-    for p, v in zip(task.lower, vector, strict=True):
+    for p, v in zip(case.lower, vector, strict=True):
         moved = p.clone()
         for factor in (1, -2, 1):
             moved.add_(v, alpha=factor * step)
@@ -208,8 +216,8 @@ def _perturbed_in_place(task: Task) -> dict[str, Any]:
     return {"arithmetic": "bf16 parameters, perturbed in place", "largest drift": drift}
 
 
-def _point(task: Task) -> tuple[Point, list[Tensor]]:
-    arguments = (task.upper_loss, task.lower_loss, task.lower, task.upper, task.optimizer, {})
+def _point(case: Case) -> tuple[Point, list[Tensor]]:
+    arguments = (case.upper_loss, case.lower_loss, case.lower, case.upper, case.optimizer, {})
     point, _, vector = evaluate(resolve("darts"), *arguments)
     return point, vector
 

@@ -7,7 +7,9 @@ Each takes ``scores`` s [b], the mean step logit of every solution; ``outcome`` 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,8 @@ from scipy.special import expit, logit
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from dreamprm.errors import need_positive
+from dreamprm.errors import UserError, need_positive, unknown_name
+from dreamprm.hypergradients.interface import keywords, refuse_unknown_options
 
 Array = NDArray[np.float64]
 _TOLERANCE = 1e-10  # of the fit's gradient, where scores are in units of their largest deviation
@@ -49,7 +52,7 @@ def pairwise(scores: Tensor, outcome: Tensor, question: Tensor) -> Tensor:
     return softplus(scores[None, :] - scores[:, None])[pairs].mean()
 
 
-def calibrated(scores: Tensor, outcome: Tensor, question: Tensor, ridge: float = 0.1) -> Tensor:
+def calibrated(scores: Tensor, outcome: Tensor, question: Tensor, *, ridge: float = 0.1) -> Tensor:
     """min over a, c of the mean cross-entropy of σ(a·s + c) + ridge/2 · (a − 1)².
 
     What is left of the outcome after the best recalibration of this batch. The ridge pulls the
@@ -135,9 +138,36 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
     )
 
 
+@dataclass(frozen=True)
+class MetaLoss:
+    """What may stand under ``meta_loss`` in a config.
+
+    Attributes:
+        value: the loss; its keyword-only arguments are its options, numbers above 0.
+        both_outcomes: whether every batch must have right and wrong solutions.
+    """
+
+    value: Callable[..., Tensor]
+    both_outcomes: bool = False
+
+
 META_LOSSES = {
-    "aggregation_mse": aggregation_mse,
-    "pairwise": pairwise,
-    "calibrated": calibrated,
+    "aggregation_mse": MetaLoss(aggregation_mse),
+    "pairwise": MetaLoss(pairwise, both_outcomes=True),
+    "calibrated": MetaLoss(calibrated, both_outcomes=True),
 }
-NEEDS_BOTH_OUTCOMES = ("pairwise", "calibrated")
+
+
+def meta_loss_named(name: str, options: Mapping[str, Any]) -> MetaLoss:
+    """A meta loss by its name.
+
+    Raises:
+        UserError: there is none of that name, or it has no such option, or not such a value.
+    """
+    if name not in META_LOSSES:
+        raise UserError(unknown_name("value of meta_loss", name, META_LOSSES))
+    found = META_LOSSES[name]
+    refuse_unknown_options(f"meta loss {name!r}", options, keywords(found.value))
+    for option, value in options.items():
+        need_positive(f"meta_loss_options.{option}", value)
+    return found

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dreamprm.errors import UserError, need_positive, unknown_name
-from dreamprm.problems.meta_losses import META_LOSSES
+from dreamprm.errors import UserError, unknown_name
+from dreamprm.problems.meta_losses import meta_loss_named
 from dreamprm.problems.reweighting import ReweightedProblem, WeightingProblem
 from dreamprm.problems.step_losses import STEP_LOSSES
 from dreamprm.scoring.aggregation import mean_logit
@@ -62,18 +61,8 @@ class DomainWeighting(WeightingProblem):
         **parts: Any,
     ) -> None:
         super().__init__(*args, **parts)
-        if meta_loss not in META_LOSSES:
-            raise UserError(unknown_name("meta loss", meta_loss, META_LOSSES))
-        self.meta_loss = META_LOSSES[meta_loss]
         self.options = options or {}
-        known = list(inspect.signature(self.meta_loss).parameters)[3:]
-        for name in self.options:
-            if name not in known:
-                raise UserError(
-                    f"meta loss {meta_loss!r} has no option {name!r}; "
-                    f"it has {', '.join(known) or 'none'}"
-                )
-            need_positive(name, self.options[name])
+        self.meta_loss = meta_loss_named(meta_loss, self.options).value
 
     def size_of(self, batch: dict[str, Any]) -> int:
         """Its solutions."""

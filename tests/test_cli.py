@@ -261,7 +261,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["meta_loss=pairwize"], "did you mean 'pairwise'"),
         (["hypergradient=neuman"], "did you mean 'neumann'"),
         (["hypergradient=darts", "hypergradient_options.alpha=1"], "unknown option"),
-        (["meta_loss_options.ridge=1"], "'pairwise' has no option 'ridge'; it has none"),
+        (["meta_loss_options.ridge=1"], "meta loss 'pairwise' has no options, found 'ridge'"),
         (["meta_loss=calibrated", "meta_loss_options.ridge=x"], "ridge is 'x'"),
         (["hypergradient=neumann", "hypergradient_options.alpha=x"], "alpha is 'x'"),
         (["seed=-1"], "seed is -1, expected at least 0"),

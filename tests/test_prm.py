@@ -160,8 +160,8 @@ QUESTION = torch.tensor([0, 0, 1, 1, 2])
 def test_only_the_level_invariant_losses_ignore_the_level(name: str) -> None:
     scores = torch.tensor([0.5, -0.2, 1.0, 0.7, 2.0], dtype=torch.float64, requires_grad=True)
     outcome = OUTCOME.double()
-    loss = META_LOSSES[name](scores, outcome, QUESTION)
-    shifted = META_LOSSES[name](scores + 3.0, outcome, QUESTION)
+    loss = META_LOSSES[name].value(scores, outcome, QUESTION)
+    shifted = META_LOSSES[name].value(scores + 3.0, outcome, QUESTION)
     (gradient,) = torch.autograd.grad(loss, scores)
     if name == "aggregation_mse":
         assert abs(loss.item() - shifted.item()) > 0.01

@@ -19,6 +19,7 @@ from dreamprm.errors import UserError
 from dreamprm.hypergradients import METHODS
 from dreamprm.tasks import Columns
 from dreamprm.tasks.reweighting import digest
+from tests.small_demo import SMALL_DEMO
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "tasks.md"
 BLOCK = re.compile(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", re.DOTALL)
@@ -146,6 +147,47 @@ def test_every_row_has_its_weight_in_one_file(
     assert [row["weight"] for row in ends] == sorted(row["weight"] for row in ends)
     assert ends[0]["weight"] == min(weights.values())
     assert "sensor" in ends[0]["text"]
+
+
+def test_parts_of_a_plugin_are_known_to_every_command(folder: Path) -> None:
+    rows = [
+        {"name": f"{i}", "task": "1 + 1?", "lines": ["one", f"so {i}"], "good": i % 2 == 0}
+        for i in range(4)
+    ]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts = ["--plugin", "my_parts.py"]
+    to = ["--to", "canonical", "--out", "solutions.jsonl"]
+    assert dreamprm(folder, *parts, "convert", "mine.jsonl", *to).returncode == 0
+    assert len((folder / "solutions.jsonl").read_text().splitlines()) == 4
+    words = ["plugins=[my_parts.py]", "meta_loss=margin", "meta_loss_options.width=2"]
+    words += ["step_loss=absolute", "model.readout=deep", "steps=10", "baseline=false"]
+    trained = dreamprm(folder, "train", "demo", *SMALL_DEMO, *words, "out=run")
+    assert trained.returncode == 0, trained.stderr
+    scored = dreamprm(folder, *parts, "score", "run", "solutions.jsonl", "--out", "scores.jsonl")
+    assert scored.returncode == 0, scored.stderr
+    scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    assert [len(row["scores"]) for row in scores] == [2] * 4
+    without = dreamprm(folder, "score", "run", "solutions.jsonl")
+    assert without.returncode == 2
+    assert "deep" in without.stderr
+
+
+def test_methods_are_measured_on_a_task_of_ones_own(folder: Path) -> None:
+    words = ["hypergradients", "my.yaml", "plugins=[my_method.py]", "--json"]
+    words += ["t1t2", "cg", "damped", "iterations=2", "damping=0.5", "lower.batch_size=16"]
+    done = dreamprm(folder, *words)
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert set(rows) == {"t1t2", "cg", "damped"}
+    assert rows["cg"]["options"]["iterations"] == 2
+    assert rows["damped"]["options"] == {"damping": 0.5}
+    for row in rows.values():
+        assert set(row["error"]) == {"ridge", "logistic", "my, fp32", "my, bf16"}
+        assert row["error"]["my, fp32"] < 1e-4
+    assert 1e-4 < rows["t1t2"]["error"]["my, bf16"] < 0.1
+    refused = dreamprm(folder, "hypergradients", "my.yaml", "t1t2", "lower.batch=16")
+    assert refused.returncode == 2
+    assert "lower.batch_size" in refused.stderr
 
 
 @pytest.mark.parametrize(

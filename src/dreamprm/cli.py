@@ -31,6 +31,7 @@ from dreamprm.commands import (
     train,
     validate,
 )
+from dreamprm.config.plugins import load_plugins
 from dreamprm.errors import UserError
 
 PIPE_CLOSED = 128 + 13  # what a shell says of a command that SIGPIPE ended
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("dreamprm").setLevel(logging.INFO)
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
+        load_plugins(options.plugin)
         options.run(options)
         sys.stdout.flush()  # what cannot be written is found here, and not when Python ends
     except UserError as error:
@@ -118,6 +120,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="dreamprm", description="Domain-reweighted process reward models, and kin."
     )
     parser.add_argument("--version", action="version", version=f"dreamprm {version('dreamprm')}")
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE|MODULE",
+        help="import it first, for the formats, readouts, … that it adds; configs have plugins=",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_ExactParser)
     for module in (
         train,

@@ -145,12 +145,20 @@ def read_values(path: Path) -> dict[str, Any]:
     return _values(_text(path), str(path))
 
 
+def is_config(word: str) -> bool:
+    """Whether a word names a config: a file, what ends as one, or a shipped one."""
+    return _is_file(word) or word in shipped_configs()
+
+
+def _is_file(config: str) -> bool:
+    return Path(config).suffix in (".yaml", ".yml") or Path(config).is_file()
+
+
 def _read(config: str) -> tuple[str, str]:
-    path = Path(config)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
+    if _is_file(config):
+        if not Path(config).is_file():
             raise UserError(f"there is no config file {config}")
-        return _text(path), config
+        return _text(Path(config)), config
     if config not in shipped_configs():
         raise UserError(unknown_name("config", config, shipped_configs()))
     return (resources.files("dreamprm.configs") / f"{config}.yaml").read_text(), config

@@ -214,12 +214,17 @@ def _entry(item: Any, key: str) -> str | None:
 
 def to_device(batch: Any, device: torch.device | str | None) -> Any:
     """Moves every tensor of a batch to a device, however deep in dicts, lists and tuples."""
+    return map_tensors(batch, lambda tensor: tensor.to(device))
+
+
+def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A batch with every tensor changed, however deep in dicts, lists and tuples."""
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        return change(batch)
     if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
+        return {key: map_tensors(value, change) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
+        return type(batch)(*(map_tensors(value, change) for value in batch))
     if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
+        return type(batch)(map_tensors(value, change) for value in batch)
     return batch

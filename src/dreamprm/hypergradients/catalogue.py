@@ -19,12 +19,12 @@ class Row:
         name, source: of the method.
         needs: what it asks of the problem.
         options: those it was measured with.
-        forwards: cost in forward passes of the demo's reward model on the same batch, by counted
-            operations; beyond v.
+        forwards: cost in forward passes of the lower loss on the same batch, by counted operations;
+            beyond v.
         copies: of the parameters that are held at once, v among them, by counted bytes.
-        cosine, error: by the task's name; of the angle to the exact hypergradient, and the
+        cosine, error: by the case's name; of the angle to the exact hypergradient, and the
             distance from it over its length. A method that failed there has neither.
-        notes: by the task's name; why it failed, or what it warned of.
+        notes: by the case's name; why it failed, or what it warned of.
     """
 
     name: str

@@ -14,7 +14,7 @@ from dreamprm.data.token_batches import TokenBatchStream
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
 from dreamprm.models.encoding import Encoder
-from dreamprm.problems.meta_losses import NEEDS_BOTH_OUTCOMES
+from dreamprm.problems.meta_losses import META_LOSSES
 from dreamprm.tasks.prm.config import Config
 
 log = logging.getLogger("dreamprm")
@@ -77,7 +77,7 @@ def meta_batches(
     outcomes = {bool(row.outcome) for row in rows}
     if len(outcomes) == 1:
         only = "right" if True in outcomes else "wrong"
-        if meta_loss in NEEDS_BOTH_OUTCOMES:
+        if META_LOSSES[meta_loss].both_outcomes:
             raise UserError(
                 f"all {len(rows)} usable solutions of the meta set are {only}: "
                 f"meta_loss={meta_loss} compares right with wrong ones; add the others, "
@@ -89,7 +89,7 @@ def meta_batches(
             len(rows),
             only,
         )
-    if meta_loss not in NEEDS_BOTH_OUTCOMES:
+    if not META_LOSSES[meta_loss].both_outcomes:
         return BatchStream(rows, batch_size, encode, seed)
     if batch_size < 2:
         raise UserError(

@@ -74,14 +74,13 @@ def check_prm(config: Config, where: str) -> None:
     """
     # The registries need torch, which help and reading a file do not.
     from dreamprm.models.readouts import READOUTS
-    from dreamprm.problems.meta_losses import META_LOSSES
+    from dreamprm.problems.meta_losses import meta_loss_named
     from dreamprm.problems.step_losses import STEP_LOSSES
 
     check_choices(
         config,
         where,
         {
-            "meta_loss": META_LOSSES,
             "step_loss": STEP_LOSSES,
             "model.readout": READOUTS,
             "data.labels": ("steps", "outcome"),
@@ -90,6 +89,10 @@ def check_prm(config: Config, where: str) -> None:
             "data.images": ("require", "skip_missing", "ignore"),
         },
     )
+    try:
+        meta_loss_named(config.meta_loss, config.meta_loss_options)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     tiny = [f"model.tiny.{name}" for name in ("layers", "vision_layers", "max_pixels")]
     observed = [f"observe.{name}" for name in ("questions", "solutions", "samples")]
     check_numbers(config, where, 1, ("data.max_tokens", *tiny))
