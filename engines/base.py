@@ -234,8 +234,8 @@ class Engine(betty_engine.Engine):
         self.check()
         state = self.state_dict()
         self._need_finite(state["problems"])
-        folder = self.config.run_directory / CHECKPOINTS
-        save_checkpoint(folder, self.global_step, state, self.config.keep_checkpoints)
+        folder, keep = self.config.run_directory / CHECKPOINTS, self.config.keep_checkpoints
+        save_checkpoint(folder, self.global_step, state, keep)
 
     def _need_finite(self, problems: dict[str, Any]) -> None:
         with self._naming_step():
@@ -312,9 +312,7 @@ class Engine(betty_engine.Engine):
     def _open_metrics(self) -> MetricsLog | None:
         if self.config.run_directory is None:
             return None
-        metrics = MetricsLog(self.config.run_directory, self.global_step)
-        metrics.layout(self.charts())
-        return metrics
+        return MetricsLog(self.config.run_directory, self.global_step, self.charts())
 
     def _note(self, finished: bool) -> None:
         """Says in the run directory what the run is of, and whether it came to its end."""

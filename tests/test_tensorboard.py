@@ -107,8 +107,7 @@ def test_what_is_looked_at_can_be_left_out(tmp_path: Path) -> None:
 
 
 def test_a_hundred_domains_are_one_event_file(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path)
-    log.layout({"weights": r"weights/.+"})
+    log = MetricsLog(tmp_path, charts={"weights": r"weights/.+"})
     for step in range(1, 4):
         log.write(step, {f"weights/{i}": float(i) for i in range(100)})
     log.close()

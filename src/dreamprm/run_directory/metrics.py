@@ -30,12 +30,17 @@ class MetricsLog:
         folder: the run directory.
         after_step: the step that the run continues after; what an interrupted run wrote beyond it
             is removed, so that no step stands there twice. 0 for a new run.
+        charts: of several numbers each, by TensorBoard's custom scalars: for every title a pattern
+            of their names. One line of one event file, where ``add_scalars`` would open a file for
+            every name.
 
     Raises:
         UserError: what is there is no metrics file, or nothing can be written there.
     """
 
-    def __init__(self, folder: Path, after_step: int = 0) -> None:
+    def __init__(
+        self, folder: Path, after_step: int = 0, charts: Mapping[str, str] | None = None
+    ) -> None:
         path = folder / METRICS_FILE
         self._left_out: set[str] = set()
         kept = [row for row in read_metrics(folder) if row["step"] <= after_step]
@@ -46,6 +51,9 @@ class MetricsLog:
             self._file = UnbufferedFile(path, "a")
         with writing(folder / TENSORBOARD):
             self._board = EventWriter(folder / TENSORBOARD, after_step + 1)
+            if charts:
+                lines = {title: ["Multiline", [pattern]] for title, pattern in charts.items()}
+                self._board.add_custom_scalars({"dreamprm": lines})
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes the values of one step under their names.
@@ -83,18 +91,6 @@ class MetricsLog:
         if values:
             with writing(self._folder / TENSORBOARD):
                 self._board.add_histogram(name, np.array(values), step)
-
-    def layout(self, charts: dict[str, str]) -> None:
-        """Has TensorBoard's custom scalars show several numbers in one chart.
-
-        Args:
-            charts: for every title a pattern of the names. One line of one event file, where
-                ``add_scalars`` would open a file for every name.
-        """
-        if charts:
-            lines = {title: ["Multiline", [pattern]] for title, pattern in charts.items()}
-            with writing(self._folder / TENSORBOARD):
-                self._board.add_custom_scalars({"dreamprm": lines})
 
     def flush(self) -> None:
         """Flushes ``metrics.jsonl`` to the disk, so that no checkpoint is ahead of it."""
