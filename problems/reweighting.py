@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamprm.problems.base import Problem
 
@@ -26,7 +26,8 @@ class ReweightedProblem(Problem):
 
     Args:
         name: by which the upper problem finds it.
-        fixed: called as ``fixed(batch, losses) -> weights [b]`` where there is no upper problem.
+        fixed: called as ``fixed(batch, losses) -> weights [b]`` where there is no upper problem;
+            what a module of it keeps is part of a checkpoint.
     """
 
     def __init__(
@@ -56,6 +57,17 @@ class ReweightedProblem(Problem):
         if self.parents:
             return self.weighting(batch, losses)
         return torch.ones_like(losses) if self.fixed is None else self.fixed(batch, losses)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of any problem, and what ``fixed`` keeps."""
+        kept = self.fixed.state_dict() if isinstance(self.fixed, nn.Module) else {}
+        return super().state_dict() | {"fixed": kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues where :meth:`state_dict` was taken."""
+        super().load_state_dict(state_dict)
+        if isinstance(self.fixed, nn.Module):
+            self.fixed.load_state_dict(state_dict["fixed"])
 
 
 class WeightingProblem(Problem):

@@ -66,7 +66,7 @@ def summary_table(summary: dict[str, Any], words: Words) -> str:
     if summary.get("weights"):
         qualities = summary.get("qualities") or {}
         rows = [
-            [name, *([qualities[name]] if qualities else []), f"{weight:.2f}"]
+            [name, *([qualities.get(name, "–")] if qualities else []), f"{weight:.2f}"]
             for name, weight in sorted(summary["weights"].items(), key=lambda item: -item[1])
         ]
         known = ["known quality"] if qualities else []

@@ -21,7 +21,7 @@ from dreamprm.writing import UnbufferedFile, sync_folder, synced_file, writing
 log = logging.getLogger("dreamprm")
 
 STATE_FILE, ABOUT_FILE = "state.pt", "checkpoint.json"
-FORMAT = 3  # of the state too: raised whenever what a problem or an engine saves changes
+FORMAT = 4  # of the state too: raised whenever what a problem or an engine saves changes
 OTHER_FORMAT = "is of format {found}, written by another version of dreamprm; this one reads {own}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
-from torch import Tensor
+from torch import Tensor, cat
 
 from dreamprm.errors import UserError
 
@@ -37,3 +37,42 @@ class Columns(Sequence[dict[str, Any]]):
     def __getitem__(self, row: int | slice) -> dict[str, Any] | Columns:
         found = {name: column[row] for name, column in self.columns.items()}
         return Columns(found) if isinstance(row, slice) else found
+
+
+META = "meta"  # the group of meta rows among the training rows
+
+
+def training_rows(
+    train_on: str, train: Sequence[Mapping[str, Any]], meta: Sequence[Mapping[str, Any]], group: str
+) -> Sequence[Mapping[str, Any]]:
+    """What the lower level is trained on, as ``train_on`` of a config says.
+
+    Args:
+        train_on: ``"train"``, ``"both"`` or ``"meta"``; of both, what all rows have stays.
+        train, meta: rows, or :class:`Columns`.
+        group: the column of ``train`` that groups are taken from; of meta rows it says ``"meta"``.
+
+    Raises:
+        UserError: both are not of one kind.
+    """
+    if train_on == "train":
+        return train
+    if isinstance(meta, Columns):
+        meta = Columns({**meta.columns, group: [META] * len(meta)})
+    else:
+        meta = [{**row, group: META} for row in meta]
+    if train_on == "meta":
+        return meta
+    if isinstance(train, Columns) != isinstance(meta, Columns):
+        raise UserError("train_on=both: training data and meta set are not both Columns")
+    if isinstance(train, Columns) and isinstance(meta, Columns):
+        shared = [name for name in train.columns if name in meta.columns]
+        return Columns({name: _joined(train.columns[name], meta.columns[name]) for name in shared})
+    shared = [name for name in train[0] if name in meta[0]] if train and meta else []
+    return [{name: row[name] for name in shared} for row in [*train, *meta]]
+
+
+def _joined(first: Any, second: Any) -> Any:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return cat([first, second])
+    return [*first, *second]

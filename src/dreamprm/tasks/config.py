@@ -66,10 +66,13 @@ class RunConfig:
     # for all.
     hypergradient_batch_size: int = 0
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
-    # domain_table, instance_table, instance_network: learned; fixed: given; uniform: every sample
-    # counts 1, no upper level. docs/tasks.md
+    # domain_table, instance_table, instance_network: learned. Without an upper level: fixed, given;
+    # uniform, every sample counts 1; oracle, focal, worst_group. docs/tasks.md
     weighting: str = "domain_table"
     weighting_options: dict[str, Any] = field(default_factory=dict)  # e.g. column, file
+    # What the lower level is trained on: the training data, both (the meta set is a group "meta" of
+    # them then), or the meta set.
+    train_on: str = "train"
     # Also train with uniform weights, on the same batches, to compare with.
     baseline: bool = True
     out: str = MISSING  # the run directory
@@ -114,6 +117,7 @@ def check_run(config: RunConfig, where: str) -> None:
         config,
         where,
         {
+            "train_on": ("train", "both", "meta"),
             "precision": ("fp32", "bf16"),
             "device": ("default", "cpu", "gpu"),
             "lower.schedule": schedules,

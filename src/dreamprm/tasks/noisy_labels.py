@@ -89,7 +89,8 @@ def build(config: Config, run: RunDirectory) -> ReweightingTask:
 
 @dataclass(frozen=True)
 class Digits:
-    """Images [n, 64] and labels [n]; of the training images also who labelled them."""
+    """Images [n, 64] and labels [n]; of the training images also who labelled them, and
+    whether rightly."""
 
     train: Columns
     meta: Columns
@@ -138,5 +139,6 @@ def noisy_digits(
         "image": image[meta + test :],
         "label": noisy[meta + test :],
         "annotator": names,
+        "clean": (noisy == label)[meta + test :],
     }
     return Digits(Columns(train), Columns(clean(0, meta)), clean(meta, meta + test))

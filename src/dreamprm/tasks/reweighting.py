@@ -23,7 +23,7 @@ from dreamprm.errors import UserError, unknown_name
 from dreamprm.hypergradients import resolve
 from dreamprm.hypergradients.interface import STEPS
 from dreamprm.problems.config import ProblemConfig
-from dreamprm.tasks.columns import Columns
+from dreamprm.tasks.columns import Columns, training_rows
 from dreamprm.tasks.config import OptimizerConfig, RunConfig
 from dreamprm.tasks.schedules import build_schedule
 from dreamprm.weighting import WEIGHTINGS, Rows, build_weighting
@@ -79,7 +79,8 @@ class ReweightingTask:
     def engine(self, config: RunConfig, folder: Path) -> ReweightingEngine:
         """The engine of one run, a function of the seed."""
         torch.manual_seed(config.seed)
-        stream = self._stream(self.train, config.lower, config.seed)
+        train = training_rows(config.train_on, self.train, self.meta, self.group)
+        stream = self._stream(train, config.lower, config.seed)
         return link(
             config,
             folder,
@@ -88,13 +89,9 @@ class ReweightingTask:
             upper=self.upper,
             train=stream,
             meta=lambda: self._stream(self.meta, config.upper, config.seed),
-            rows=self.rows(lambda: stream.collated([0])),
+            rows=rows_of(train, self.group, lambda: stream.collated([0])),
             validate=self.validate,
         )
-
-    def rows(self, example: Callable[[], Any]) -> Rows:
-        """What weightings may ask of the training rows."""
-        return rows_of(self.train, self.group, example)
 
     def end(self, engine: ReweightingEngine, folder: Path) -> dict[str, Any]:
         """The numbers of a run that has ended."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from dreamprm.errors import UserError, unknown_name
 from dreamprm.hypergradients.interface import keywords, refuse_unknown_options
+from dreamprm.weighting.baselines import focal, oracle, worst_group
 from dreamprm.weighting.fixed import fixed
 from dreamprm.weighting.groups import domain_table
 from dreamprm.weighting.instances import instance_network, instance_table
@@ -61,6 +62,13 @@ register(
 )
 register(Weighting("fixed", fixed, learned=False))
 register(Weighting("uniform", None, learned=False))
+register(Weighting("oracle", oracle, learned=False))
+register(Weighting("focal", focal, learned=False, source="Lin et al. 2017, arXiv 1708.02002"))
+register(
+    Weighting(
+        "worst_group", worst_group, learned=False, source="Sagawa et al. 2020, arXiv 1911.08731"
+    )
+)
 
 
 def check_weighting(name: str, options: Mapping[str, Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 
 from dreamprm.data.sources import RunData, load_data, usable_meta, usable_train
+from dreamprm.data.table import TrajectoryTable
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.evaluation.accuracy import evaluate_selection
@@ -20,6 +23,7 @@ from dreamprm.reporting.examples import choose_examples, save_examples
 from dreamprm.run_directory.names import BUILT_IN, EXAMPLES_FILE, MODEL
 from dreamprm.run_directory.opening import RunDirectory
 from dreamprm.scoring.selection import step_logits_of
+from dreamprm.tasks.columns import META
 from dreamprm.tasks.prm.batches import meta_batches, train_batches
 from dreamprm.tasks.prm.config import Config
 from dreamprm.tasks.prm.observing import Observer, build_observer
@@ -106,17 +110,19 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
     """
     torch.manual_seed(config.seed)
     model = build_model(config.model, data.train, config.seed)
-    encode = model.encoder(data.domains)
+    encode = model.encoder([*data.domains, *([META] if config.train_on != "train" else [])])
 
     def fits(row: Trajectory) -> bool:
         return len(encode.tokens(row)[0]) <= config.data.max_tokens
 
     # Of data on disk, lengths are looked at when a solution is drawn: all of them take too long.
     later = data.streamed and config.lower.max_tokens is None
-    table = usable_train(data.train, None if later else fits)
     # A plain run needs no meta set, but validates on one that is there.
-    wanted = data.meta or WEIGHTINGS[config.weighting].learned
+    wanted = data.meta or WEIGHTINGS[config.weighting].learned or config.train_on != "train"
     meta = usable_meta(data.meta, fits) if wanted else []
+    parts = [usable_train(data.train, None if later else fits)] if config.train_on != "meta" else []
+    parts += [labelled_by_outcome(meta)] if config.train_on != "train" else []
+    table = TrajectoryTable.concatenate(parts)
     stream = train_batches(config, table, encode, fits if later else None)
     return link(
         config,
@@ -143,6 +149,16 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
         ),
         engine=PRMEngine,
         observer=build_observer(config.observe, table, meta, data.test, fits),
+    )
+
+
+def labelled_by_outcome(meta: Sequence[Trajectory]) -> TrajectoryTable:
+    """The meta set as training data: a domain of its own, each step labelled by the outcome."""
+    return TrajectoryTable.of(
+        [
+            replace(row, domain=META, step_labels=(float(bool(row.outcome)),) * len(row.steps))
+            for row in meta
+        ]
     )
 
 
