@@ -18,6 +18,7 @@ from dreamprm.evaluation.evaluate_selection import SelectionSettings, evaluate_p
 from dreamprm.evaluation.evaluate_steps import StepSettings, evaluate_steps
 from dreamprm.evaluation.significance import bootstrap_means, interval, mcnemar, paired_difference
 from dreamprm.evaluation.step_metrics import (
+    auc,
     best_threshold,
     brier,
     calibration_error,
@@ -26,7 +27,6 @@ from dreamprm.evaluation.step_metrics import (
     reliability,
     scored_steps,
     visualprocessbench,
-    weighted_auc,
 )
 
 Labels = list[float | None]
@@ -68,13 +68,41 @@ def test_metrics_equal_those_of_scikit_learn(seed: int, weighted: bool) -> None:
     w = np.array(weights)
     right = [p > 0.5 for p in b]
     expected = roc_auc_score(right, a, sample_weight=c)
-    assert weighted_auc(steps, w) == pytest.approx(expected, abs=1e-12)
+    assert auc(steps.scores, steps.right, w[steps.solution]) == pytest.approx(expected, abs=1e-12)
     expected = brier_score_loss(right, a, sample_weight=c)
     assert brier(steps, w) == pytest.approx(expected, abs=1e-12)
     called = [score > 0.5 for score in a]
     f1s = [f1_score(right, called, pos_label=k, sample_weight=c) for k in (True, False)]
     expected = (*f1s, f1_score(right, called, average="macro", sample_weight=c))
     assert visualprocessbench(steps, w, 0.5) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_area_of_a_thousand_inputs_is_that_of_scikit_learn() -> None:
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        count = int(rng.integers(2, 200))
+        scores = rng.normal(size=count).round(int(rng.integers(0, 4)))  # from many ties to few
+        right = rng.random(count) < rng.uniform(0.1, 0.9)
+        right[:2] = (True, False)
+        assert abs(auc(scores, right) - roc_auc_score(right, scores)) < 1e-12
+        weights = rng.random(count)
+        expected = roc_auc_score(right, scores, sample_weight=weights)
+        assert abs(auc(scores, right, weights) - expected) < 1e-12
+
+
+def test_the_area_without_weights_is_rounded_once() -> None:
+    rng = random.Random(0)
+    for _ in range(100):
+        count = rng.randint(2, 40)
+        scores = [rng.choice([-math.inf, *range(9), math.inf]) for _ in range(count)]
+        right = [i == 0 or (i > 1 and rng.random() < 0.5) for i in range(count)]
+        pairs = [
+            Fraction(1, 2) if a == b else Fraction(a > b)
+            for a, p in zip(scores, right, strict=True)
+            for b, q in zip(scores, right, strict=True)
+            if p and not q
+        ]
+        assert auc(scores, right) == float(sum(pairs) / len(pairs))
 
 
 @pytest.mark.parametrize("bins", [1, 7, 10])
@@ -157,7 +185,9 @@ def test_solutions_that_say_nothing_of_the_first_error_do_not_count() -> None:
 def test_one_class_only_has_no_ranking() -> None:
     steps = scored_steps([[0.2, 0.8]], [[1.0, 1.0]])
     once = np.ones(1)
-    assert math.isnan(weighted_auc(steps, once))
+    assert math.isnan(auc(steps.scores, steps.right))
+    assert math.isnan(auc([], []))
+    assert math.isnan(auc([0.2, 0.8], [True, False], np.array([0.0, 1.0])))
     assert math.isnan(visualprocessbench(steps, once, 0.5)[2])
     assert math.isnan(processbench(locate_errors(steps, 0.5), once)[2])
     assert best_threshold(steps) is None

@@ -15,6 +15,7 @@ from dreamprm.evaluation.significance import bootstrap_counts, interval
 from dreamprm.evaluation.step_metrics import (
     Array,
     ScoredSteps,
+    auc,
     best_threshold,
     brier,
     calibration_error,
@@ -23,7 +24,6 @@ from dreamprm.evaluation.step_metrics import (
     reliability,
     scored_steps,
     visualprocessbench,
-    weighted_auc,
 )
 
 METRICS = (
@@ -124,7 +124,7 @@ def _metrics(steps: ScoredSteps, threshold: float, settings: StepSettings) -> di
 
     def values(weights: Array) -> list[float]:
         return [
-            weighted_auc(steps, weights),
+            auc(steps.scores, steps.right, weights[steps.solution]),
             *processbench(located, weights),
             *visualprocessbench(steps, weights, threshold),
             calibration_error(steps, weights, settings.bins),

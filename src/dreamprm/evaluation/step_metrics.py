@@ -76,14 +76,32 @@ def scored_steps(
     )
 
 
-def weighted_auc(steps: ScoredSteps, weights: Array) -> float:
-    """The area under the ROC curve, ties half; NaN where only one class has weight."""
-    weight, right = weights[steps.solution], steps.right
-    starts = np.flatnonzero(np.diff(steps.scores, prepend=-np.inf))
-    if not len(starts):
+def auc(
+    scores: Sequence[float] | Array,
+    right: Sequence[bool] | NDArray[np.bool_],
+    weights: Array | None = None,
+) -> float:
+    """The area under the ROC curve: that a right one scores above a wrong one, ties half.
+
+    Weights that are whole numbers, or none, leave one rounding, that of the last division.
+
+    Args:
+        scores: any numbers, infinite ones too but no NaN, [n].
+        right: of which kind each is, [n].
+        weights: of each, [n]; None for 1 each.
+
+    Returns:
+        it, or NaN where only one kind has weight.
+    """
+    found, kind = np.asarray(scores, dtype=float), np.asarray(right, dtype=bool)
+    if not len(found):
         return math.nan
-    positive = np.add.reduceat(weight * right, starts)
-    negative = np.add.reduceat(weight * ~right, starts)
+    weight = np.ones(len(found)) if weights is None else weights
+    order = np.argsort(found, kind="stable")
+    found, kind, weight = found[order], kind[order], weight[order]
+    starts = np.flatnonzero(np.append(True, found[1:] != found[:-1]))
+    positive = np.add.reduceat(weight * kind, starts)
+    negative = np.add.reduceat(weight * ~kind, starts)
     below = np.cumsum(negative) - negative
     area = positive.sum() * negative.sum()
     return float((positive * (below + negative / 2)).sum() / area) if area else math.nan
