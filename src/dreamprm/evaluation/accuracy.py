@@ -48,11 +48,11 @@ def evaluate_selection(
     source = best_source(questions)
     step_auc = auc(flat_scores, flat_right)
     return {
-        "best_of_n": _mean(picked),
-        "random_pick": _mean(random),
-        "pass_at_n": _mean(possible),
-        "majority_vote": _mean(majority) if has_answers(questions) else None,
-        "best_source": _mean(source[1]) if source else None,
+        "best_of_n": mean(picked),
+        "random_pick": mean(random),
+        "pass_at_n": mean(possible),
+        "majority_vote": mean(majority) if has_answers(questions) else None,
+        "best_source": mean(source[1]) if source else None,
         "step_auc": None if math.isnan(step_auc) else step_auc,
     }
 
@@ -92,5 +92,6 @@ def best_source(questions: Sequence[SelectionQuestion]) -> tuple[str, list[bool]
     return max(sorted(whole), key=lambda source: sum(source[1]), default=None)
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean(values: Sequence[float]) -> float | None:
+    """Of what there is; None of nothing."""
     return sum(values) / len(values) if values else None
