@@ -130,10 +130,8 @@ def evaluation(models: Sequence[str], text: str = "") -> dict[str, Any]:
         }
 
     unknown = {"value": None, "low": None, "high": None}
-    metrics = dict.fromkeys(METRICS, unknown)
-    metrics |= {
-        name: {"value": 0.8, "low": 0.7, "high": 0.9} for name in ("auc", "macro_f1", "ece")
-    }
+    known = {"value": 0.8, "low": 0.7, "high": 0.9}
+    metrics = dict.fromkeys(METRICS, unknown) | dict.fromkeys(("auc", "macro_f1", "ece"), known)
     edges = [(b / 10, 5 if b % 3 else 0) for b in range(10)]
     reliability = [
         {"low": low, "high": low + 0.1, "count": count,

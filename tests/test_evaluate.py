@@ -47,7 +47,7 @@ def test_it_reproduces_the_numbers_of_the_run(
     assert main(["evaluate", *both, "--bootstrap", "50", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     found = read_evaluation(out)
-    assert json.dumps(found.as_json()) == out.read_text()
+    assert json.dumps(found.as_json()) + "\n" == out.read_text()
     assert found.models == both
     (data,) = found.selection
     (steps,) = found.steps
