@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from dreamprm.evaluation.evaluate_steps import METRICS
 from dreamprm.reporting.examples import small_image
 from dreamprm.tasks.prm.words import WORDS
 from dreamprm.words import as_json
@@ -128,35 +129,47 @@ def evaluation(models: Sequence[str], text: str = "") -> dict[str, Any]:
             "high": [value + 0.05 for value in accuracy],
         }
 
-    metrics = {name: {"value": 0.8, "low": 0.7, "high": 0.9} for name in ("auc", "macro_f1", "ece")}
+    unknown = {"value": None, "low": None, "high": None}
+    known = {"value": 0.8, "low": 0.7, "high": 0.9}
+    metrics = dict.fromkeys(METRICS, unknown) | dict.fromkeys(("auc", "macro_f1", "ece"), known)
     edges = [(b / 10, 5 if b % 3 else 0) for b in range(10)]
     reliability = [
         {"low": low, "high": low + 0.1, "count": count,
          "score": low + 0.05 if count else None, "label": low**1.2 if count else None}
         for low, count in edges
     ]  # fmt: skip
-    step = metrics | {"processbench_f1": {"value": None, "low": None, "high": None}}
-    total = step | {"reliability": reliability}
+    total = {"solutions": 9, "steps": 30, "share_right": 0.6, "processbench_best": None}
+    total |= metrics | {"reliability": reliability}
     return {
         "schema": "dreamprm-evaluation-1",
-        "settings": {"aggregations": ["mean_logit", "min"], "bootstrap": 100, "confidence": 0.95},
+        "settings": {
+            "aggregations": ["mean_logit", "min"], "bootstrap": 100, "confidence": 0.95,
+            "seed": 0, "threshold": 0.5, "threshold_domain": None, "bins": 10,
+        },
         "models": list(models),
         "selection": [
             {
                 "name": f"test{text}",
                 "path": "test.jsonl",
                 "questions": 20,
+                "candidates": [4, 4],
                 "n": [1, 2, 4],
+                "exact_votes": [True, True, True],
                 "baselines": {"random_pick": curve(0.2), "majority_vote": curve(0.3)},
                 "models": {
-                    model: {"rules": {"mean_logit": curve(0.4), "vote+mean_logit": curve(0.41)}}
+                    model: {
+                        "summary": {"best_of_n": 0.55, "step_auc": None},
+                        "rules": {"mean_logit": curve(0.4), "vote+mean_logit": curve(0.41)},
+                    }
                     for model in models
                 },
                 "comparisons": [
                     {"first": model, "second": "majority_vote", "rule": "mean_logit",
-                     "difference": 0.1, "low": 0.02, "high": 0.18, "p_mcnemar": 0.03}
+                     "difference": 0.1, "low": 0.02, "high": 0.18, "p_bootstrap": 0.02,
+                     "only_first": 4, "only_second": 2, "p_mcnemar": 0.03}
                     for model in models
                 ],
+                "picks": [],
             }
         ],
         "steps": [
@@ -164,7 +177,12 @@ def evaluation(models: Sequence[str], text: str = "") -> dict[str, Any]:
                 "name": f"test{text}",
                 "path": "test.jsonl",
                 "models": {
-                    model: {"total": total, "domains": {"a": total, f"b{text}": total}}
+                    model: {
+                        "threshold": 0.5,
+                        "total": total,
+                        "domains": {"a": total, f"b{text}": total},
+                        "mean": {"auc": 0.8, "processbench_f1": None, "macro_f1": 0.8},
+                    }
                     for model in models
                 },
             }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dreamprm.data.batches import BatchStream
 from dreamprm.data.trajectory import Candidate, SelectionQuestion, Trajectory
 from dreamprm.errors import UserError
-from dreamprm.evaluation.accuracy import auc, evaluate_selection
+from dreamprm.evaluation.accuracy import evaluate_selection
 from dreamprm.problems.meta_losses import META_LOSSES, aggregation_mse, calibrated, pairwise
 from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
 from dreamprm.scoring.aggregation import aggregate, mean_logit
@@ -350,7 +350,8 @@ def test_selection_by_hand() -> None:
     # Right: 2.0, 0.4. Wrong: 1.0, 0.0, 3.0, 0.5. Pairs ranked right: 3 + 1 of 8.
     assert found["step_auc"] == pytest.approx(0.5)
     assert aggregate([]) == -math.inf
-    assert auc([1.0, 2.0], [True, True]) is None
+    one = SelectionQuestion("q", "?", (Candidate(("s",), None, True, (1.0,)),))
+    assert evaluate_selection([one], [[[2.0]]])["step_auc"] is None
 
 
 def test_the_meta_losss_options_reach_it() -> None:

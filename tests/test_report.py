@@ -14,6 +14,8 @@ import pytest
 
 from dreamprm.cli import main
 from dreamprm.data.trajectory import Candidate, SelectionQuestion
+from dreamprm.errors import UserError
+from dreamprm.evaluation.reading import read_evaluation
 from dreamprm.reporting import write_comparison, write_report
 from dreamprm.reporting.examples import choose_examples, read_examples, save_examples, small_image
 from dreamprm.reporting.plots import thinned
@@ -102,6 +104,52 @@ def test_a_section_without_its_data_says_what_makes_them(tmp_path: Path) -> None
     text = write_report(run, evaluation=tmp_path / "other.json").read_text()
     assert "dreamprm evaluate" not in text
     assert '<data value="0.55">0.550 (0.500\xa0to\xa00.600)</data>' in text
+
+
+def selected(key: str, value: object = None) -> dict[str, Any]:
+    """An evaluation whose one selection has another value there, or none."""
+    found = evaluation(["m"])
+    found["selection"][0].pop(key)
+    found["selection"][0] |= {} if value is None else {key: value}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([], "schema is None, expected 'dreamprm-evaluation-1'"),
+        ({"schema": "x"}, "schema is 'x', expected 'dreamprm-evaluation-1'"),
+        ({"schema": "dreamprm-evaluation-1"}, "has no 'settings'"),
+        (evaluation(["m"]) | {"models": 3}, "models is 3, expected list"),
+        (evaluation(["m"]) | {"steps": [3]}, "steps 0 is int, expected an object"),
+        (selected("n"), "selection 0: has no 'n'"),
+        (selected("questions", True), "selection 0: questions is True, expected int"),
+        (selected("candidates", [1, "x"]), "selection 0: candidates 1: found 'x' in candidates"),
+        (selected("baselines", {"longest": []}), "selection 0 is list, expected an object"),
+        (selected("baselines", {"longest": {}}), "selection 0: has no 'accuracy'"),
+        (selected("n", [1]), "selection 0: expected 1 accuracies, one for each N"),
+    ],
+)
+def test_what_is_wrong_in_an_evaluation_is_named(
+    tmp_path: Path, found: object, message: str
+) -> None:
+    path = tmp_path / "e.json"
+    path.write_text(json.dumps(found))
+    with pytest.raises(UserError, match=re.escape(f"{path}: {message}")):
+        read_evaluation(path)
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"e.json is not JSON: Expecting"):
+        read_evaluation(path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"there is no evaluation .*; dreamprm evaluate --out"):
+        read_evaluation(path)
+
+
+def test_what_was_read_is_written_again_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "e.json"
+    for found in (evaluation(["m", "n"]), selected("picks")):
+        path.write_text(json.dumps(found))
+        assert read_evaluation(path).as_json() == found
 
 
 def spoil(run: Path, name: str, text: str) -> None:

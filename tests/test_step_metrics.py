@@ -14,10 +14,14 @@ from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
 
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
-from dreamprm.evaluation.evaluate_selection import SelectionSettings, evaluate_picks
-from dreamprm.evaluation.evaluate_steps import StepSettings, evaluate_steps
+from dreamprm.evaluation.data_sets import DataSet
+from dreamprm.evaluation.evaluate import Settings
+from dreamprm.evaluation.evaluate_selection import evaluate_picks
+from dreamprm.evaluation.evaluate_steps import evaluate_steps
+from dreamprm.evaluation.result import Estimate
 from dreamprm.evaluation.significance import bootstrap_means, interval, mcnemar, paired_difference
 from dreamprm.evaluation.step_metrics import (
+    auc,
     best_threshold,
     brier,
     calibration_error,
@@ -26,7 +30,6 @@ from dreamprm.evaluation.step_metrics import (
     reliability,
     scored_steps,
     visualprocessbench,
-    weighted_auc,
 )
 
 Labels = list[float | None]
@@ -68,13 +71,41 @@ def test_metrics_equal_those_of_scikit_learn(seed: int, weighted: bool) -> None:
     w = np.array(weights)
     right = [p > 0.5 for p in b]
     expected = roc_auc_score(right, a, sample_weight=c)
-    assert weighted_auc(steps, w) == pytest.approx(expected, abs=1e-12)
+    assert auc(steps.scores, steps.right, w[steps.solution]) == pytest.approx(expected, abs=1e-12)
     expected = brier_score_loss(right, a, sample_weight=c)
     assert brier(steps, w) == pytest.approx(expected, abs=1e-12)
     called = [score > 0.5 for score in a]
     f1s = [f1_score(right, called, pos_label=k, sample_weight=c) for k in (True, False)]
     expected = (*f1s, f1_score(right, called, average="macro", sample_weight=c))
     assert visualprocessbench(steps, w, 0.5) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_area_of_a_thousand_inputs_is_that_of_scikit_learn() -> None:
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        count = int(rng.integers(2, 200))
+        scores = rng.normal(size=count).round(int(rng.integers(0, 4)))  # from many ties to few
+        right = rng.random(count) < rng.uniform(0.1, 0.9)
+        right[:2] = (True, False)
+        assert abs(auc(scores, right) - roc_auc_score(right, scores)) < 1e-12
+        weights = rng.random(count)
+        expected = roc_auc_score(right, scores, sample_weight=weights)
+        assert abs(auc(scores, right, weights) - expected) < 1e-12
+
+
+def test_the_area_without_weights_is_rounded_once() -> None:
+    rng = random.Random(0)
+    for _ in range(100):
+        count = rng.randint(2, 40)
+        scores = [rng.choice([-math.inf, *range(9), math.inf]) for _ in range(count)]
+        right = [i == 0 or (i > 1 and rng.random() < 0.5) for i in range(count)]
+        pairs = [
+            Fraction(1, 2) if a == b else Fraction(a > b)
+            for a, p in zip(scores, right, strict=True)
+            for b, q in zip(scores, right, strict=True)
+            if p and not q
+        ]
+        assert auc(scores, right) == float(sum(pairs) / len(pairs))
 
 
 @pytest.mark.parametrize("bins", [1, 7, 10])
@@ -90,10 +121,10 @@ def test_calibration_equals_a_loop_over_bins(bins: int, soft: bool) -> None:
     rows = reliability(steps, bins)
     ece = 0.0
     for row, found in zip(rows, inside, strict=True):
-        assert row["count"] == len(found)
+        assert row.count == len(found)
         if found:
             confidence, share = np.mean(found, axis=0)
-            assert (row["score"], row["label"]) == pytest.approx((confidence, share), abs=1e-12)
+            assert (row.score, row.label) == pytest.approx((confidence, share), abs=1e-12)
             ece += len(found) / len(a) * abs(confidence - share)
     found = calibration_error(steps, np.ones(steps.solutions), bins)
     assert found == pytest.approx(ece, abs=1e-12)
@@ -138,7 +169,8 @@ def test_the_first_error_as_published(seed: int) -> None:
         best = max(best, expected[2])
     chosen = best_threshold(steps)
     assert chosen is not None
-    assert processbench(locate_errors(steps, chosen), once)[2] == pytest.approx(best, abs=1e-12)
+    assert processbench(locate_errors(steps, chosen.threshold), once)[2] == chosen.f1
+    assert chosen.f1 == pytest.approx(best, abs=1e-12)
 
 
 def test_solutions_that_say_nothing_of_the_first_error_do_not_count() -> None:
@@ -157,7 +189,9 @@ def test_solutions_that_say_nothing_of_the_first_error_do_not_count() -> None:
 def test_one_class_only_has_no_ranking() -> None:
     steps = scored_steps([[0.2, 0.8]], [[1.0, 1.0]])
     once = np.ones(1)
-    assert math.isnan(weighted_auc(steps, once))
+    assert math.isnan(auc(steps.scores, steps.right))
+    assert math.isnan(auc([], []))
+    assert math.isnan(auc([0.2, 0.8], [True, False], np.array([0.0, 1.0])))
     assert math.isnan(visualprocessbench(steps, once, 0.5)[2])
     assert math.isnan(processbench(locate_errors(steps, 0.5), once)[2])
     assert best_threshold(steps) is None
@@ -182,32 +216,26 @@ def test_by_domain_and_in_total() -> None:
     parts = [some_steps(1), some_steps(2)]
     rows = [row for name, (_, ls) in zip("ab", parts, strict=True) for row in rows_of(ls, name)]
     scores = [row for found, _ in parts for row in found]
-    settings = StepSettings(bootstrap=20)
-    found = evaluate_steps(rows, scores, settings, [""] * len(rows))
+    found = evaluate_steps(rows, scores, Settings(bootstrap=20).judging)
     aucs = []
     for name, (s, ls) in zip("ab", parts, strict=True):
         a, b, _ = flat(s, ls)
         aucs.append(roc_auc_score([p > 0.5 for p in b], a))
-        numbers = found["domains"][name]
-        assert numbers["auc"]["value"] == pytest.approx(aucs[-1], abs=1e-12)
-        assert numbers["auc"]["low"] < aucs[-1] < numbers["auc"]["high"]
-        assert numbers["steps"] == len(a) == sum(row["count"] for row in numbers["reliability"])
-    assert found["mean"]["auc"] == pytest.approx(sum(aucs) / 2, abs=1e-12)
+        numbers = found.domains[name]
+        assert numbers.auc.value == pytest.approx(aucs[-1], abs=1e-12)
+        assert numbers.auc.low < aucs[-1] < numbers.auc.high
+        assert numbers.steps == len(a) == sum(row.count for row in numbers.reliability)
+    assert found.mean["auc"] == pytest.approx(sum(aucs) / 2, abs=1e-12)
     a, b, _ = flat(scores, [ls for _, ps in parts for ls in ps])
     total = roc_auc_score([p > 0.5 for p in b], a)
-    assert found["total"]["auc"]["value"] == pytest.approx(total, abs=1e-12)
+    assert found.total.auc.value == pytest.approx(total, abs=1e-12)
     # The threshold of one domain, for all.
-    settings = StepSettings(bootstrap=0, threshold_domain="a")
-    tuned = evaluate_steps(rows, scores, settings, [""] * len(rows))
-    best = tuned["domains"]["a"]["processbench_best"]
-    assert tuned["threshold"] == best["threshold"]
-    assert tuned["domains"]["a"]["processbench_f1"] == {
-        "value": best["f1"],
-        "low": None,
-        "high": None,
-    }
+    tuned = evaluate_steps(rows, scores, Settings(bootstrap=0, threshold_domain="a").judging)
+    best = tuned.domains["a"].processbench_best
+    assert tuned.threshold == best.threshold
+    assert tuned.domains["a"].processbench_f1 == Estimate(best.f1, None, None)
     with pytest.raises(UserError, match="unknown domain 'c'"):
-        evaluate_steps(rows, scores, StepSettings(threshold_domain="c"), [""] * len(rows))
+        evaluate_steps(rows, scores, Settings(threshold_domain="c").judging)
 
 
 def test_mcnemar_is_the_binomial_test() -> None:
@@ -248,14 +276,13 @@ def test_one_question_is_no_evidence() -> None:
     found = paired_difference([True], [False], 100, seed=0)
     assert (found.difference, found.low, found.high) == (1.0, None, None)
     assert (found.p_bootstrap, found.p_mcnemar) == (None, 1.0)
-    assert interval(bootstrap_means(np.ones((1, 1)), 100, seed=0)[:, 0]) is None
+    assert interval(bootstrap_means(np.ones((1, 1)), 100, seed=0)[:, 0]) == (None, None)
     numbers = evaluate_steps(
         [Trajectory("a", "a", "q", ("x", "y"), step_labels=(1.0, 0.0))],
         [[0.9, 0.2]],
-        StepSettings(),
-        [""],
-    )["total"]
-    assert numbers["auc"] == {"value": 1.0, "low": None, "high": None}
+        Settings().judging,
+    ).total
+    assert numbers.auc == Estimate(1.0, None, None)
 
 
 def test_questions_that_all_say_the_same_leave_the_bootstrap_nothing_to_say() -> None:
@@ -274,7 +301,7 @@ def test_comparisons_of_nothing_or_of_other_questions_are_refused() -> None:
     with pytest.raises(UserError, match="got 1 and 3 picks"):
         paired_difference([True], [True, False, True], 100, seed=0)
     with pytest.raises(UserError, match="no questions"):
-        evaluate_picks([], {}, SelectionSettings())
+        evaluate_picks(DataSet("none", None, [], []), {}, Settings().judging)
 
 
 def test_the_bootstrap_is_over_questions_and_paired() -> None:
@@ -285,7 +312,7 @@ def test_the_bootstrap_is_over_questions_and_paired() -> None:
     error = np.sqrt(values.var(axis=0) / 300)
     # The standard deviation of 2,000 resampled means is known to within 5 % (3 standard errors).
     assert samples.std(axis=0) == pytest.approx(error, rel=0.05)
-    low, high = interval(samples[:, 0]) or (0, 0)
+    low, high = interval(samples[:, 0])
     assert (low, high) == pytest.approx(
         (values[:, 0].mean() - 1.96 * error[0], values[:, 0].mean() + 1.96 * error[0]), abs=0.01
     )

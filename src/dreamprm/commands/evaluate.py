@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 
 from dreamprm.commands.arguments import Commands, add_scoring
 
@@ -30,6 +31,7 @@ def add(commands: Commands) -> None:
         add_argument(f"--{kind}-format", default="canonical", metavar="NAME", help="of the files")
     add_argument(
         "--aggregation",
+        dest="aggregations",
         nargs="+",
         metavar="NAME",
         help="mean_logit, mean, min, product, last, max (default: all)",
@@ -55,19 +57,8 @@ def run(options: argparse.Namespace) -> None:
     from dreamprm.evaluation.evaluate import Settings, evaluate
     from dreamprm.evaluation.tables import evaluation_tables
 
-    settings = Settings(
-        bootstrap=options.bootstrap,
-        seed=options.seed,
-        threshold=options.threshold,
-        threshold_domain=options.threshold_domain,
-        bins=options.bins,
-        examples=options.examples,
-        selection_format=options.selection_format,
-        steps_format=options.steps_format,
-        images=options.images,
-        max_tokens=options.max_tokens,
-        **({"aggregations": tuple(options.aggregation)} if options.aggregation else {}),
-    )
+    given = {key: value for key, value in vars(options).items() if value is not None}
+    settings = Settings(**{f.name: given[f.name] for f in fields(Settings) if f.name in given})
     result = evaluate(
         options.models,
         options.selection,

@@ -1,21 +1,16 @@
-"""How good a reward model is: step AUC, and the accuracy of picking the best of N."""
+"""How good a reward model is in a few numbers: step AUC, and the accuracy of its best of N."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from sklearn.metrics import roc_auc_score
-
 from dreamprm.data.trajectory import Candidate, SelectionQuestion
 from dreamprm.evaluation.best_of_n import expected_vote, pass_at
+from dreamprm.evaluation.step_metrics import auc
 from dreamprm.scoring.aggregation import aggregate
 from dreamprm.scoring.selection import answer_groups, first_best
-
-
-def auc(scores: Sequence[float], right: Sequence[bool]) -> float | None:
-    """Area under the ROC curve; None where only one class is there."""
-    return float(roc_auc_score(right, scores)) if len(set(right)) == 2 else None
 
 
 def evaluate_selection(
@@ -51,13 +46,14 @@ def evaluate_selection(
                     flat_scores.append(logit)
                     flat_right.append(label > 0.5)
     source = best_source(questions)
+    step_auc = auc(flat_scores, flat_right)
     return {
-        "best_of_n": _mean(picked),
-        "random_pick": _mean(random),
-        "pass_at_n": _mean(possible),
-        "majority_vote": _mean(majority) if has_answers(questions) else None,
-        "best_source": _mean(source[1]) if source else None,
-        "step_auc": auc(flat_scores, flat_right),
+        "best_of_n": mean(picked),
+        "random_pick": mean(random),
+        "pass_at_n": mean(possible),
+        "majority_vote": mean(majority) if has_answers(questions) else None,
+        "best_source": mean(source[1]) if source else None,
+        "step_auc": None if math.isnan(step_auc) else step_auc,
     }
 
 
@@ -96,5 +92,6 @@ def best_source(questions: Sequence[SelectionQuestion]) -> tuple[str, list[bool]
     return max(sorted(whole), key=lambda source: sum(source[1]), default=None)
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean(values: Sequence[float]) -> float | None:
+    """Of what there is; None of nothing."""
     return sum(values) / len(values) if values else None

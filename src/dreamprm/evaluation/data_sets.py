@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,15 +25,20 @@ class DataSet:
 
     Attributes:
         name: for people, unique among those of its kind.
-        path: where it comes from.
+        path: where it comes from; None of several together.
         questions: with candidates that are right or wrong; empty where there are none.
         rows: the solutions.
     """
 
     name: str
-    path: str
+    path: str | None
     questions: list[SelectionQuestion]
     rows: list[Trajectory]
+
+    def by_question(self, logits: Iterable[list[float]]) -> list[list[list[float]]]:
+        """What there is of every solution, as candidates of their questions."""
+        rows = iter(logits)
+        return [[next(rows) for _ in question.candidates] for question in self.questions]
 
 
 def selection_file(path: str, format: str = "canonical", images: str = "require") -> DataSet:

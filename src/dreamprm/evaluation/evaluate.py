@@ -1,30 +1,33 @@
-"""Reward models on files of questions and of labelled steps: all numbers in one JSON object."""
+"""Reward models on files of questions and of labelled steps: all numbers of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError, need_whole
 from dreamprm.evaluation.data_sets import DataSet, held_out_set, selection_file, steps_file
-from dreamprm.evaluation.evaluate_selection import Logits, SelectionSettings, evaluate_picks
-from dreamprm.evaluation.evaluate_steps import StepSettings, evaluate_steps
-from dreamprm.evaluation.examples import example_mistakes, example_solutions
+from dreamprm.evaluation.evaluate_selection import evaluate_picks
+from dreamprm.evaluation.evaluate_steps import evaluate_steps
+from dreamprm.evaluation.examples import choose_examples
+from dreamprm.evaluation.result import Evaluation, Examples, Judging, Steps
 from dreamprm.evaluation.significance import CONFIDENCE
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.models.scoring_batches import MAX_TOKENS
 from dreamprm.scoring.aggregation import AGGREGATIONS, aggregation_named, probabilities
 from dreamprm.scoring.files import find_model
-from dreamprm.writing import write_whole
+from dreamprm.writing import write_whole, writing
 
-SCHEMA = "dreamprm-evaluation-1"
 TOTAL = "total"
+Logits = list[list[float]]  # of every step of every solution
+ByModel = dict[str, list[Logits]]  # of every data set
+Group = tuple[DataSet, dict[str, Logits]]  # one data set and the logits of every model
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,19 @@ class Settings:
     images: str = "require"
     max_tokens: int = MAX_TOKENS
 
+    @property
+    def judging(self) -> Judging:
+        """What the numbers depend on."""
+        return Judging(
+            list(self.aggregations),
+            self.bootstrap,
+            CONFIDENCE,
+            self.seed,
+            self.threshold,
+            self.threshold_domain,
+            self.bins,
+        )
+
     def check(self) -> None:
         """Refuses what is out of range.
 
@@ -85,7 +101,7 @@ def evaluate(
     settings: Settings | None = None,
     out: str | None = None,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluates reward models side by side; the same as ``dreamprm evaluate``.
 
     Args:
@@ -94,11 +110,8 @@ def evaluate(
         steps: files of trajectories with step labels, or of questions whose candidates have them.
             Where neither is given, the test set of the first model's run is both.
         settings: how; None for the defaults.
-        out: a file for what is returned, written whole or not at all.
+        out: a JSON file for what is returned, written whole or not at all.
         overwrite: replace a file that is there.
-
-    Returns:
-        what docs/evaluation.md says.
 
     Raises:
         UserError: a model, a file or a setting is not as it must be, or there is an output already.
@@ -120,29 +133,20 @@ def evaluate(
         raise UserError(f"{out} is there already: --overwrite replaces it")
     folders = {name: find_model(name) for name in models}
     picked, labelled = _data(models, selection, steps, settings)
-    logits = {name: list(_scored(folders[name], picked, labelled, settings)) for name in models}
-    result: dict[str, Any] = {
-        "schema": SCHEMA,
-        "settings": {
-            "aggregations": list(settings.aggregations),
-            "bootstrap": settings.bootstrap,
-            "confidence": CONFIDENCE,
-            "seed": settings.seed,
-            "threshold": settings.threshold,
-            "threshold_domain": settings.threshold_domain,
-            "bins": settings.bins,
-        },
-        "models": list(models),
-        "selection": _selection(picked, logits, settings),
-        "steps": _steps(labelled, {m: rows[len(picked) :] for m, rows in logits.items()}, settings),
-        "examples": _examples(picked, labelled, logits, settings),
-    }
+    every = [*picked, *labelled]
+    logits = {name: list(_scored(folders[name], every, settings.max_tokens)) for name in models}
+    judging = settings.judging
+    result = Evaluation(
+        judging,
+        list(models),
+        [evaluate_picks(*group, judging) for group in _with_total(picked, logits)],
+        _steps(labelled, {m: rows[len(picked) :] for m, rows in logits.items()}, judging),
+        _examples(every, logits, settings),
+    )
     if out is not None:
-        try:
+        with writing(out):
             Path(out).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write {out}: {error.strerror}") from error
-        write_whole(out, [json.dumps(result, allow_nan=False)])
+        write_whole(out, [json.dumps(result.as_json(), allow_nan=False)])
     return result
 
 
@@ -164,104 +168,51 @@ def _data(
     return picked, labelled
 
 
-def _scored(
-    folder: Path, picked: Sequence[DataSet], labelled: Sequence[DataSet], settings: Settings
-) -> Iterator[list[list[float]]]:
+def _scored(folder: Path, data_sets: Sequence[DataSet], max_tokens: int) -> Iterator[Logits]:
     """One model's step logits of every data set; of equal ones, once."""
     model = ProcessRewardModel.from_pretrained(folder)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    known: dict[tuple[Trajectory, ...], list[list[float]]] = {}
-    for data in [*picked, *labelled]:
+    known: dict[tuple[Trajectory, ...], Logits] = {}
+    for data in data_sets:
         key = tuple(data.rows)
         if key not in known:
-            known[key] = model.step_logits(data.rows, settings.max_tokens, progress=data.name)
+            known[key] = model.step_logits(data.rows, max_tokens, progress=data.name)
         yield known[key]
 
 
-def _by_question(data: DataSet, logits: Sequence[list[float]]) -> Logits:
-    rows = iter(logits)
-    return [[next(rows) for _ in question.candidates] for question in data.questions]
-
-
-def _selection(
-    picked: Sequence[DataSet], logits: dict[str, list[list[list[float]]]], settings: Settings
-) -> list[dict[str, Any]]:
-    how = SelectionSettings(settings.aggregations, settings.bootstrap, settings.seed)
-    found = []
-    for i, data in enumerate(picked):
-        scores = {name: _by_question(data, rows[i]) for name, rows in logits.items()}
-        numbers = evaluate_picks(data.questions, scores, how)
-        found.append({"name": data.name, "path": data.path} | numbers)
-    if len(picked) > 1:
-        questions = [question for data in picked for question in data.questions]
-        scores = {
-            name: [
-                row
-                for data, part in zip(picked, rows, strict=False)
-                for row in _by_question(data, part)
-            ]
-            for name, rows in logits.items()
-        }
-        numbers = evaluate_picks(questions, scores, how)
-        del numbers["picks"]  # they stand with their files
-        found.append({"name": TOTAL, "path": None} | numbers)
-    return found
-
-
-def _steps(
-    labelled: Sequence[DataSet], logits: dict[str, list[list[list[float]]]], settings: Settings
-) -> list[dict[str, Any]]:
-    how = StepSettings(
-        settings.threshold,
-        settings.threshold_domain,
-        settings.bins,
-        settings.bootstrap,
-        settings.seed,
-    )
-    groups: list[tuple[str, str | None, list[int]]] = []
-    # A domain that sets the threshold may be a file, so then the files are judged together only.
-    if len(labelled) == 1 or settings.threshold_domain is None:
-        groups += [(data.name, data.path, [i]) for i, data in enumerate(labelled)]
-    if len(labelled) > 1:
-        groups.append((TOTAL, None, list(range(len(labelled)))))
-    found = []
-    for name, path, members in groups:
-        rows = [row for i in members for row in labelled[i].rows]
-        domains = [labelled[i].name for i in members for _ in labelled[i].rows]
-        found.append(
-            {
-                "name": name,
-                "path": path,
-                "models": {
-                    model: evaluate_steps(
-                        rows,
-                        [probabilities(steps) for i in members for steps in parts[i]],
-                        how,
-                        domains,
-                    )
-                    for model, parts in logits.items()
-                },
-            }
-        )
-    return found
-
-
-def _examples(
-    picked: Sequence[DataSet],
-    labelled: Sequence[DataSet],
-    logits: dict[str, list[list[list[float]]]],
-    settings: Settings,
-) -> list[dict[str, Any]]:
-    aggregation, count = settings.aggregations[0], settings.examples
-    found = []
-    data_sets = [*picked, *labelled]
+def _with_total(data_sets: Sequence[DataSet], logits: ByModel) -> Iterator[Group]:
+    """Every data set with each model's step logits; of several, a last one of all together."""
     for i, data in enumerate(data_sets):
-        if any(data.rows == other.rows for other in data_sets[:i]):
-            continue
-        for name, rows in logits.items():
-            kinds = example_solutions(data.rows, rows[i], aggregation, count)
-            mistakes = example_mistakes(
-                data.questions, _by_question(data, rows[i]), aggregation, count
-            )
-            found.append({"data": data.name, "model": name} | kinds | {"mistakes": mistakes})
+        yield data, {name: parts[i] for name, parts in logits.items()}
+    if len(data_sets) > 1:
+        questions = [question for data in data_sets for question in data.questions]
+        rows = [row for data in data_sets for row in data.rows]
+        chained = {name: list(chain.from_iterable(parts)) for name, parts in logits.items()}
+        yield DataSet(TOTAL, None, questions, rows), chained
+
+
+def _steps(labelled: Sequence[DataSet], logits: ByModel, judging: Judging) -> list[Steps]:
+    named = [
+        replace(data, rows=[replace(row, domain=row.domain or data.name) for row in data.rows])
+        for data in labelled
+    ]
+    groups = list(_with_total(named, logits))
+    # A domain that sets the threshold may be a file, so then the files are judged together only.
+    if judging.threshold_domain is not None:
+        groups = groups[-1:]
+    found = []
+    for data, logits_of in groups:
+        scores = {name: list(map(probabilities, rows)) for name, rows in logits_of.items()}
+        models = {name: evaluate_steps(data.rows, of, judging) for name, of in scores.items()}
+        found.append(Steps(data.name, data.path, models))
     return found
+
+
+def _examples(data_sets: Sequence[DataSet], logits: ByModel, settings: Settings) -> list[Examples]:
+    aggregation, count = settings.aggregations[0], settings.examples
+    return [
+        choose_examples(data, name, rows[i], aggregation, count)
+        for i, data in enumerate(data_sets)
+        if not any(data.rows == other.rows for other in data_sets[:i])
+        for name, rows in logits.items()
+    ]

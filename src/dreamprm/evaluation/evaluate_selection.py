@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from itertools import starmap
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,48 +27,42 @@ from dreamprm.evaluation.best_of_n import (
     pass_at,
     sizes,
 )
-from dreamprm.evaluation.significance import bootstrap_means, interval, paired_difference
-from dreamprm.scoring.aggregation import AGGREGATIONS, VOTE, aggregate, probabilities
+from dreamprm.evaluation.data_sets import DataSet
+from dreamprm.evaluation.result import (
+    Curve,
+    Judging,
+    ModelPicks,
+    ModelSelection,
+    QuestionPicks,
+    Selection,
+)
+from dreamprm.evaluation.significance import (
+    Comparison,
+    bootstrap_means,
+    interval,
+    paired_difference,
+)
+from dreamprm.scoring.aggregation import VOTE, aggregate, probabilities
 from dreamprm.scoring.selection import answer_groups, choose, first_best, vote_values
 
-Logits = Sequence[Sequence[Sequence[float]]]
 Values = list[list[float]]  # for every question, for every N
 
 
-@dataclass(frozen=True)
-class SelectionSettings:
-    """How picking is judged.
-
-    Attributes:
-        aggregations: keys of ``AGGREGATIONS``.
-        bootstrap: resamples of the questions.
-        seed: of the resamples, and of the subsets that votes are drawn over.
-    """
-
-    aggregations: tuple[str, ...] = tuple(AGGREGATIONS)
-    bootstrap: int = 1000
-    seed: int = 0
-
-
 def evaluate_picks(
-    questions: Sequence[SelectionQuestion],
-    step_logits: Mapping[str, Logits],
-    settings: SelectionSettings,
-) -> dict[str, Any]:
+    data: DataSet, step_logits: Mapping[str, Sequence[list[float]]], settings: Judging
+) -> Selection:
     """Best-of-N of several models on the same questions.
 
     Args:
-        questions: with candidates known to be right or wrong.
-        step_logits: by the name of the model: of every step of every candidate of every question.
+        data: questions with candidates known to be right or wrong.
+        step_logits: by the name of the model: of every step of every solution of the data.
         settings: how picking is judged.
-
-    Returns:
-        ``n``, ``baselines``, ``models``, ``comparisons`` and ``picks``; see docs/evaluation.md.
 
     Raises:
         UserError: there are no questions, or there is no such aggregation.
         FloatingPointError: a logit is no number.
     """
+    questions = data.questions
     if not questions:
         raise UserError("there are no questions to pick candidates of")
     ns = sizes(max(len(question.candidates) for question in questions))
@@ -76,43 +70,46 @@ def evaluate_picks(
     voted = has_answers(questions)
     values, fixed = _baselines(questions, right, ns, voted, settings.seed)
     source = best_source(questions)
-    models: dict[str, Any] = {}
+    models: dict[str, ModelSelection] = {}
     picks: dict[str, dict[str, list[int]]] = {}
     aggregated: dict[str, dict[str, list[list[float]]]] = {}
-    for name, logits in step_logits.items():
+    for name, rows in step_logits.items():
+        logits = data.by_question(rows)
         found, picks[name], aggregated[name] = _rules(questions, right, logits, ns, voted, settings)
-        models[name] = {
-            "summary": evaluate_selection(questions, logits),
-            "rules": _with_intervals(found, settings),
-        }
+        summary = evaluate_selection(questions, logits)
+        models[name] = ModelSelection(summary, _with_intervals(found, settings))
     baselines = _with_intervals(values, settings)
     if source:
-        baselines["best_source"]["source"] = source[0]
-    return {
-        "questions": len(questions),
-        "candidates": [min(map(len, right)), max(map(len, right))],
-        "n": ns,
-        "exact_votes": [all(is_exact(len(r), n) for r in right) for n in ns],
-        "baselines": baselines,
-        "models": models,
-        "comparisons": _comparisons(right, picks, fixed, settings),
-        "picks": [
+        baselines["best_source"] = replace(baselines["best_source"], source=source[0])
+
+    def of_question(i: int, question: SelectionQuestion) -> QuestionPicks:
+        return QuestionPicks(
+            question.id,
+            right[i],
+            [candidate.domain for candidate in question.candidates],
+            {name: chosen[i] for name, chosen in fixed.items()},
             {
-                "id": question.id,
-                "right": right[i],
-                "sources": [candidate.domain for candidate in question.candidates],
-                "baselines": {name: chosen[i] for name, chosen in fixed.items()},
-                "models": {
-                    name: {
-                        "picks": {rule: chosen[i] for rule, chosen in picks[name].items()},
-                        "aggregated": {a: found[i] for a, found in aggregated[name].items()},
-                    }
-                    for name in step_logits
-                },
-            }
-            for i, question in enumerate(questions)
-        ],
-    }
+                name: ModelPicks(
+                    {rule: chosen[i] for rule, chosen in picks[name].items()},
+                    {a: scores[i] for a, scores in aggregated[name].items()},
+                )
+                for name in step_logits
+            },
+        )
+
+    return Selection(
+        name=data.name,
+        path=data.path,
+        questions=len(questions),
+        candidates=[min(map(len, right)), max(map(len, right))],
+        n=ns,
+        exact_votes=[all(is_exact(len(r), n) for r in right) for n in ns],
+        baselines=baselines,
+        models=models,
+        comparisons=_comparisons(right, picks, fixed, settings),
+        # Of several files together, they stand with the files.
+        picks=None if data.path is None else list(starmap(of_question, enumerate(questions))),
+    )
 
 
 def _baselines(
@@ -171,10 +168,10 @@ def _majority_pick(question: SelectionQuestion) -> int:
 def _rules(
     questions: Sequence[SelectionQuestion],
     right: Sequence[list[bool]],
-    logits: Logits,
+    logits: Sequence[Sequence[list[float]]],
     ns: Sequence[int],
     voted: bool,
-    settings: SelectionSettings,
+    settings: Judging,
 ) -> tuple[dict[str, Values], dict[str, list[int]], dict[str, list[list[float]]]]:
     """One model's chances for every N and picks of all, by rule; and its aggregated scores."""
     values: dict[str, Values] = {}
@@ -201,17 +198,14 @@ def _rules(
     return values, picks, aggregated
 
 
-def _with_intervals(values: Mapping[str, Values], settings: SelectionSettings) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _with_intervals(values: Mapping[str, Values], settings: Judging) -> dict[str, Curve]:
+    found: dict[str, Curve] = {}
     for name, rows in values.items():
         table: NDArray[np.float64] = np.array(rows)
         samples = bootstrap_means(table, settings.bootstrap, settings.seed)
         limits = [interval(column) for column in samples.T]
-        found[name] = {
-            "accuracy": [math.fsum(column) / len(rows) for column in table.T],
-            "low": [limit[0] if limit else None for limit in limits],
-            "high": [limit[1] if limit else None for limit in limits],
-        }
+        accuracy = [math.fsum(column) / len(rows) for column in table.T]
+        found[name] = Curve(accuracy, [low for low, _ in limits], [high for _, high in limits])
     return found
 
 
@@ -219,22 +213,19 @@ def _comparisons(
     right: Sequence[list[bool]],
     picks: Mapping[str, Mapping[str, list[int]]],
     fixed: Mapping[str, list[int]],
-    settings: SelectionSettings,
-) -> list[dict[str, Any]]:
+    settings: Judging,
+) -> list[Comparison]:
     """Every two models by the same rule, and every model against every baseline that picks one."""
 
     def outcomes(chosen: Sequence[int]) -> list[bool]:
         return [i >= 0 and r[i] for r, i in zip(right, chosen, strict=True)]
 
-    names = list(picks)
+    models = list(picks)
     found = []
-    for number, first in enumerate(names):
+    for number, first in enumerate(models):
         for rule, chosen in picks[first].items():
-            others = [(name, picks[name][rule]) for name in names[number + 1 :]]
+            others = [(name, picks[name][rule]) for name in models[number + 1 :]]
             for second, other in [*others, *fixed.items()]:
-                difference = paired_difference(
-                    outcomes(chosen), outcomes(other), settings.bootstrap, settings.seed
-                )
-                pair = {"first": first, "second": second, "rule": rule}
-                found.append(pair | difference.as_json())
+                pair, names = (outcomes(chosen), outcomes(other)), (first, second, rule)
+                found.append(paired_difference(*pair, settings.bootstrap, settings.seed, names))
     return found

@@ -3,70 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
-from dreamprm.data.trajectory import SelectionQuestion, Trajectory
+from dreamprm.data.trajectory import Trajectory
+from dreamprm.evaluation.data_sets import DataSet
+from dreamprm.evaluation.result import Example, Examples, ExampleStep
 from dreamprm.scoring.aggregation import aggregate, probabilities, probability
 
 
-def example_solutions(
-    rows: Sequence[Trajectory], logits: Sequence[Sequence[float]], aggregation: str, count: int
-) -> dict[str, list[dict[str, Any]]]:
-    """The solutions with the highest and with the lowest aggregated score.
+def choose_examples(
+    data: DataSet, model: str, logits: Sequence[list[float]], aggregation: str, count: int
+) -> Examples:
+    """The best- and the worst-scored solutions, and wrong ones picked before right ones.
 
     Args:
-        rows: the solutions; those without steps are passed over.
+        data: the solutions; those without steps are passed over.
+        model: its name.
         logits: of every step of each.
         aggregation: a key of ``AGGREGATIONS``.
-        count: how many of either kind.
+        count: how many of either kind; of mistakes, those with the largest lead.
     """
     log_odds = {i: aggregate(steps, aggregation) for i, steps in enumerate(logits) if steps}
     order = sorted(log_odds, key=lambda i: -log_odds[i])
-    kinds = {"best": order[:count], "worst": order[::-1][:count]}
-    return {
-        kind: [_example(rows[i], logits[i], aggregation) for i in chosen]
-        for kind, chosen in kinds.items()
-    }
-
-
-def example_mistakes(
-    questions: Sequence[SelectionQuestion],
-    logits: Sequence[Sequence[Sequence[float]]],
-    aggregation: str,
-    count: int,
-) -> list[dict[str, Any]]:
-    """Wrong solutions that were picked before right ones, by the largest lead.
-
-    Each has under ``"right"`` the best-scored right solution of its question.
-    """
+    best, worst = (
+        [_example(data.rows[i], logits[i], aggregation) for i in chosen[:count]]
+        for chosen in (order, order[::-1])
+    )
     found = []
-    for question, row in zip(questions, logits, strict=True):
-        log_odds = [aggregate(steps, aggregation) for steps in row]
-        by_score = sorted(range(len(row)), key=lambda i: -log_odds[i])
+    for question, row in zip(data.questions, data.by_question(logits), strict=True):
+        totals = [aggregate(steps, aggregation) for steps in row]
+        by_score = sorted(range(len(row)), key=lambda i: -totals[i])
         right = next((i for i in by_score if question.candidates[i].correct), None)
         if right is None or right == by_score[0] or not row[by_score[0]]:
             continue
-        wrong = by_score[0]
-        lead = probability(log_odds[wrong]) - probability(log_odds[right])
-        found.append((lead, question, wrong, right, row))
+        lead = probability(totals[by_score[0]]) - probability(totals[right])
+        found.append((lead, question.trajectories(), by_score[0], right, row))
     found.sort(key=lambda item: -item[0])
-    return [
-        _example(question.trajectories()[wrong], row[wrong], aggregation)
-        | {"right": _example(question.trajectories()[right], row[right], aggregation)}
-        for _, question, wrong, right, row in found[:count]
+    mistakes = [
+        replace(
+            _example(rows[wrong], row[wrong], aggregation),
+            right=_example(rows[right], row[right], aggregation),
+        )
+        for _, rows, wrong, right, row in found[:count]
     ]
+    return Examples(data.name, model, best, worst, mistakes)
 
 
-def _example(row: Trajectory, logits: Sequence[float], aggregation: str) -> dict[str, Any]:
+def _example(row: Trajectory, logits: Sequence[float], aggregation: str) -> Example:
     labels = row.step_labels or (None,) * len(row.steps)
     steps = zip(row.steps, probabilities(logits), labels, strict=True)
-    return {
-        "id": row.id,
-        "domain": row.domain,
-        "question": row.question,
-        "images": [path.resolve().as_posix() for path in row.images],
-        "steps": [{"text": text, "score": score, "label": p} for text, score, p in steps],
-        "aggregated": probability(aggregate(logits, aggregation)),
-        "answer": row.answer,
-        "correct": row.outcome,
-    }
+    return Example(
+        row.id,
+        row.domain,
+        row.question,
+        [path.resolve().as_posix() for path in row.images],
+        [ExampleStep(*step) for step in steps],
+        probability(aggregate(logits, aggregation)),
+        row.answer,
+        row.outcome,
+    )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,20 +36,22 @@ def bootstrap_means(values: NDArray[np.float64], draws: int, seed: int) -> NDArr
     return np.concatenate(parts) if parts else np.empty((0, values.shape[1]))
 
 
-def interval(samples: NDArray[np.float64]) -> tuple[float, float] | None:
-    """The percentile interval of bootstrap samples, NaN left out; None where there is none."""
+def interval(samples: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
+    """The percentile interval of bootstrap samples, NaN left out; of Nones where there is none."""
     found = samples[~np.isnan(samples)]
     if not len(found):
-        return None
+        return None, None
     low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
 @dataclass(frozen=True)
-class Difference:
+class Comparison:
     """One way of picking against another, on the same questions.
 
     Attributes:
+        first, second: a model, and another one or a baseline.
+        rule: by which models pick.
         difference: of their accuracies.
         low, high: its bootstrap interval; None without resamples, as of a single question.
         p_bootstrap: two-sided, of the paired bootstrap; None without resamples, and where the same
@@ -60,6 +61,9 @@ class Difference:
         p_mcnemar: two-sided, of the exact test of McNemar.
     """
 
+    first: str
+    second: str
+    rule: str
     difference: float
     low: float | None
     high: float | None
@@ -68,14 +72,14 @@ class Difference:
     only_second: int
     p_mcnemar: float
 
-    def as_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
-
 
 def paired_difference(
-    first: Sequence[bool], second: Sequence[bool], draws: int, seed: int
-) -> Difference:
+    first: Sequence[bool],
+    second: Sequence[bool],
+    draws: int,
+    seed: int,
+    names: tuple[str, str, str] = ("first", "second", ""),
+) -> Comparison:
     """Compares two ways of picking, question by question.
 
     Args:
@@ -83,6 +87,7 @@ def paired_difference(
         second: the same of the second.
         draws: resamples of the questions.
         seed: of the resamples.
+        names: of the two, and of the rule.
 
     Raises:
         UserError: there are no questions, or not as many of the one as of the other.
@@ -94,13 +99,14 @@ def paired_difference(
         )
     gaps = np.array(first, dtype=float) - np.array(second, dtype=float)
     samples = bootstrap_means(gaps[:, None], draws, seed)[:, 0]
-    found = interval(samples)
+    low, high = interval(samples)
     only_first, only_second = int((gaps > 0).sum()), int((gaps < 0).sum())
     one_sided = len(gaps) in (only_first, only_second)
-    return Difference(
+    return Comparison(
+        *names,
         difference=float(gaps.sum()) / len(gaps),
-        low=found[0] if found else None,
-        high=found[1] if found else None,
+        low=low,
+        high=high,
         p_bootstrap=_two_sided(samples) if len(samples) and not one_sided else None,
         only_first=only_first,
         only_second=only_second,

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dreamprm.evaluation.result import Bin, Threshold
 
 Array = NDArray[np.float64]
 
@@ -76,14 +77,27 @@ def scored_steps(
     )
 
 
-def weighted_auc(steps: ScoredSteps, weights: Array) -> float:
-    """The area under the ROC curve, ties half; NaN where only one class has weight."""
-    weight, right = weights[steps.solution], steps.right
-    starts = np.flatnonzero(np.diff(steps.scores, prepend=-np.inf))
-    if not len(starts):
+def auc(
+    scores: Sequence[float] | Array,
+    right: Sequence[bool] | NDArray[np.bool_],
+    weights: Array | None = None,
+) -> float:
+    """The area under the ROC curve: how often a right one scores above a wrong one, ties half.
+
+    Args:
+        scores: any numbers but NaN, [n].
+        right: of which kind each is, [n].
+        weights: [n]; None for 1 each. NaN is returned where only one kind has weight.
+    """
+    found, kind = np.asarray(scores, dtype=float), np.asarray(right, dtype=bool)
+    if not len(found):
         return math.nan
-    positive = np.add.reduceat(weight * right, starts)
-    negative = np.add.reduceat(weight * ~right, starts)
+    weight = np.ones(len(found)) if weights is None else weights
+    order = np.argsort(found, kind="stable")
+    found, kind, weight = found[order], kind[order], weight[order]
+    starts = np.flatnonzero(np.append(True, found[1:] != found[:-1]))
+    positive = np.add.reduceat(weight * kind, starts)
+    negative = np.add.reduceat(weight * ~kind, starts)
     below = np.cumsum(negative) - negative
     area = positive.sum() * negative.sum()
     return float((positive * (below + negative / 2)).sum() / area) if area else math.nan
@@ -96,7 +110,7 @@ def brier(steps: ScoredSteps, weights: Array) -> float:
     return float((weight * (steps.scores - steps.labels) ** 2).sum() / total) if total else math.nan
 
 
-def reliability(steps: ScoredSteps, bins: int) -> list[dict[str, Any]]:
+def reliability(steps: ScoredSteps, bins: int) -> list[Bin]:
     """Bins of equal width over the scores: count, mean score and mean label of each.
 
     A score on an edge belongs to the bin above it, 1 to the last one.
@@ -106,15 +120,8 @@ def reliability(steps: ScoredSteps, bins: int) -> list[dict[str, Any]]:
     for b in range(bins):
         inside = place == b
         count = int(inside.sum())
-        rows.append(
-            {
-                "low": b / bins,
-                "high": (b + 1) / bins,
-                "count": count,
-                "score": float(steps.scores[inside].mean()) if count else None,
-                "label": float(steps.labels[inside].mean()) if count else None,
-            }
-        )
+        means = [float(of[inside].mean()) if count else None for of in (steps.scores, steps.labels)]
+        rows.append(Bin(b / bins, (b + 1) / bins, count, *means))
     return rows
 
 
@@ -203,7 +210,7 @@ def _harmonic(hits: Array, totals: Array) -> tuple[float, float, float]:
     return wrong, right, 2 * wrong * right / (wrong + right) if wrong + right else 0.0
 
 
-def best_threshold(steps: ScoredSteps) -> float | None:
+def best_threshold(steps: ScoredSteps) -> Threshold | None:
     """The threshold with the highest ProcessBench F1 on these solutions, the lowest of equals.
 
     How ProcessBench sets it for scores (on its GSM8K subset, for all subsets). None where there are
@@ -229,4 +236,4 @@ def best_threshold(steps: ScoredSteps) -> float | None:
         last = n + 1 == len(events) or events[n + 1][0] > threshold
         if last and math.isfinite(threshold) and (f1 := _harmonic(hits, totals)[2]) > best:
             best, chosen = f1, threshold
-    return chosen
+    return Threshold(chosen, max(best, 0.0))

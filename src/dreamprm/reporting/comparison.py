@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dreamprm.evaluation.result import Evaluation
 from dreamprm.reporting.content import Cell, Plot, Table, number, plot_of
-from dreamprm.reporting.evaluation import Evaluation
 from dreamprm.reporting.judgement import EvaluationSection, evaluation_section
 from dreamprm.reporting.losses import STEP
 from dreamprm.reporting.outcome import value_of

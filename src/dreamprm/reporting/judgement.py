@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dreamprm.evaluation.result import Curve, Estimate, Evaluation, Selection, StepNumbers, Steps
+from dreamprm.evaluation.significance import Comparison
 from dreamprm.reporting.content import Cell, Number, Plot, Table, compact, number, plot_of
-from dreamprm.reporting.evaluation import Curve, Estimate, Evaluation, Picks, StepNumbers
 from dreamprm.reporting.plots import Line
 
 SETS = 4  # data sets with plots; the others have their tables
@@ -26,6 +27,17 @@ RULES = {
     "longest": "longest",
     "shortest": "shortest",
 }
+STEP_METRICS = {
+    "auc": "AUC",
+    "processbench_f1": "first error located, F1 (ProcessBench)",
+    "processbench_error_accuracy": "first error located, of solutions with one",
+    "processbench_correct_accuracy": "no error found, of solutions without one",
+    "macro_f1": "macro F1 (VisualProcessBench)",
+    "f1_right": "F1 of right steps",
+    "f1_wrong": "F1 of wrong steps",
+    "ece": "expected calibration error",
+    "brier": "Brier score",
+}
 DRAWN_BASELINES = ("majority_vote", "best_source", "random_pick", "pass_at_n")
 
 
@@ -41,28 +53,30 @@ class EvaluationSection:
 def evaluation_section(evaluation: Evaluation) -> EvaluationSection:
     """Plots and tables of an evaluation file, its models beside each other."""
     plots, tables = [], []
-    intervals = f"{evaluation.confidence:.0%} bootstrap intervals" if evaluation.confidence else ""
+    judged = evaluation.settings
+    intervals = f"{judged.confidence:.0%} bootstrap intervals" if judged.bootstrap else ""
     several = len(evaluation.models) > 1
-    for i, picks in enumerate(evaluation.picks):
+    for i, picks in enumerate(evaluation.selection):
         if i < SETS:
             plots.append(_selection_plot(f"selection-{i}", picks, several, intervals))
         tables.append(_selection_table(picks, several, intervals))
-        if picks.comparisons:
-            tables.append(_comparisons(picks, several))
-    for i, (name, models) in enumerate(evaluation.steps):
+        pairs = [pair for pair in picks.comparisons if pair.rule in judged.aggregations[:1]]
+        if pairs:
+            tables.append(_comparisons(picks.name, pairs, several))
+    for i, steps in enumerate(evaluation.steps):
         if i < SETS:
-            plots.append(_reliability(f"reliability-{i}", name, models))
-        tables.append(_step_table(name, models, intervals))
+            plots.append(_reliability(f"reliability-{i}", steps))
+        tables.append(_step_table(steps, intervals))
         tables += [
-            _domains(f"{name}, {model}" if several else name, numbers)
-            for model, numbers in models.items()
-            if len(numbers.domains) > 1
+            _domains(f"{steps.name}, {model}" if several else steps.name, found.domains)
+            for model, found in steps.models.items()
+            if len(found.domains) > 1
         ]
     notes = [
         "Accuracy at N is the share of questions answered right when a rule picks among N of a "
         "question's solutions, in expectation over which N."
     ]
-    return EvaluationSection(plots, tables, notes if evaluation.picks else [])
+    return EvaluationSection(plots, tables, notes if evaluation.selection else [])
 
 
 def _rule(name: str) -> str:
@@ -72,15 +86,16 @@ def _rule(name: str) -> str:
     return RULES.get(name, name)
 
 
-def _selection_plot(key: str, picks: Picks, several: bool, intervals: str) -> Plot:
+def _selection_plot(key: str, picks: Selection, several: bool, intervals: str) -> Plot:
     lines = []
-    first = next((rule for rules in picks.models.values() for rule in rules), "")
-    for model, rules in picks.models.items():
-        votes = [rule for rule in rules if rule.startswith("vote")]
-        shown = list(rules)[:1] if several else [*list(rules)[:1], *votes[:1]]
-        lines += [_interval_line(model if several else _rule(r), rules[r]) for r in shown]
+    first = next((rule for found in picks.models.values() for rule in found.rules), "")
+    for model, found in picks.models.items():
+        votes = [rule for rule in found.rules if rule.startswith("vote")]
+        shown = list(found.rules)[:1] if several else [*list(found.rules)[:1], *votes[:1]]
+        labels = {rule: model if several else _rule(rule) for rule in shown}
+        lines += [_interval_line(labels[rule], picks.n, found.rules[rule]) for rule in shown]
     lines += [
-        _interval_line(_rule(name), picks.baselines[name], shaded=False)
+        _interval_line(_rule(name), picks.n, picks.baselines[name], shaded=False)
         for name in DRAWN_BASELINES
         if name in picks.baselines
     ]
@@ -98,58 +113,55 @@ def _selection_plot(key: str, picks: Picks, several: bool, intervals: str) -> Pl
     )
 
 
-def _interval_line(label: str, curve: Curve, shaded: bool = True) -> Line:
-    ns = sorted(curve)
-    points = [curve[n] for n in ns]
-    low = [p.low for p in points if p.low is not None]
-    high = [p.high for p in points if p.high is not None]
+def _interval_line(label: str, ns: list[int], curve: Curve, shaded: bool = True) -> Line:
+    low = [bound for bound in curve.low if bound is not None]
+    high = [bound for bound in curve.high if bound is not None]
     bounded = shaded and len(low) == len(high) == len(ns)
     return Line(
         label,
         [float(n) for n in ns],
-        [p.value for p in points],
+        curve.accuracy,
         low if bounded else None,
         high if bounded else None,
         dashed=not shaded,
     )
 
 
-def _selection_table(picks: Picks, several: bool, intervals: str) -> Table:
+def _selection_table(picks: Selection, several: bool, intervals: str) -> Table:
     """The first rule, the vote by it and what needs no model; the other rules on demand."""
     first: dict[str, Curve] = {}
     others: dict[str, Curve] = {}
-    for model, rules in picks.models.items():
-        main = next(iter(rules), "")
-        for rule, curve in rules.items():
+    for model, found in picks.models.items():
+        main = next(iter(found.rules), "")
+        for rule, curve in found.rules.items():
             rows = first if rule in (main, f"vote+{main}") else others
             rows[f"{model}: {_rule(rule)}" if several else _rule(rule)] = curve
     first |= {_rule(name): curve for name, curve in picks.baselines.items()}
-    ns = sorted({n for curve in first.values() for n in curve})
 
     def cells(curves: dict[str, Curve]) -> list[list[Cell]]:
-        return [[rule, *(_estimate(curve.get(n)) for n in ns)] for rule, curve in curves.items()]
+        return [[rule, *map(_estimate, curve.estimates)] for rule, curve in curves.items()]
 
     with_ = f", with {intervals}" if intervals else ""
     return Table(
         f"Selection accuracy on {picks.name}: {picks.questions:,} questions{with_}",
-        ["picked", *(f"N = {n}" for n in ns)],
+        ["picked", *(f"N = {n}" for n in picks.n)],
         cells(first),
         cells(others),
         key="selection",
     )
 
 
-def _comparisons(picks: Picks, several: bool) -> Table:
+def _comparisons(name: str, pairs: Sequence[Comparison], several: bool) -> Table:
     rows: list[list[Cell]] = [
         [
-            f"{first if several else 'this model'} against {_rule(second)}",
-            _estimate(difference, "+.3f"),
-            compact(p),
+            f"{pair.first if several else 'this model'} against {_rule(pair.second)}",
+            _estimate(Estimate(pair.difference, pair.low, pair.high), "+.3f"),
+            compact(pair.p_mcnemar),
         ]
-        for first, second, difference, p in picks.comparisons
+        for pair in pairs
     ]
     return Table(
-        f"Differences of picks on {picks.name}, paired by question, all candidates",
+        f"Differences of picks on {name}, paired by question, all candidates",
         ["pair", "difference", "McNemar's p"],
         rows[:COMPARED],
         rows[COMPARED:],
@@ -157,14 +169,15 @@ def _comparisons(picks: Picks, several: bool) -> Table:
     )
 
 
-def _reliability(key: str, name: str, models: Mapping[str, StepNumbers]) -> Plot:
-    lines = [
-        Line(model, [score for score, _, _ in n.reliability], [y for _, y, _ in n.reliability])
-        for model, n in models.items()
-    ]
+def _reliability(key: str, steps: Steps) -> Plot:
+    lines = []
+    for model, found in steps.models.items():
+        bins = [(b.score, b.label) for b in found.total.reliability]
+        points = [(x, y) for x, y in bins if x is not None and y is not None]
+        lines.append(Line(model, [x for x, _ in points], [y for _, y in points]))
     return plot_of(
         key,
-        f"Reliability: {name}",
+        f"Reliability: {steps.name}",
         lines,
         "score of a step",
         "mean label",
@@ -175,28 +188,35 @@ def _reliability(key: str, name: str, models: Mapping[str, StepNumbers]) -> Plot
     )
 
 
-def _step_table(name: str, models: Mapping[str, StepNumbers], intervals: str) -> Table:
-    metrics = list(dict.fromkeys(m for numbers in models.values() for m in numbers.total))
+def _step_table(steps: Steps, intervals: str) -> Table:
+    totals = [_known(found.total) for found in steps.models.values()]
     rows: list[list[Cell]] = [
-        [metric, *(_estimate(numbers.total.get(metric)) for numbers in models.values())]
-        for metric in metrics
+        [metric, *(_estimate(total.get(metric)) for total in totals)]
+        for metric in dict.fromkeys(metric for total in totals for metric in total)
     ]
     with_ = f", with {intervals} over solutions" if intervals else ""
-    return Table(f"Step level on {name}{with_}", ["metric", *models], rows, key="steps")
+    return Table(f"Step level on {steps.name}{with_}", ["metric", *steps.models], rows, key="steps")
 
 
-def _domains(name: str, numbers: StepNumbers) -> Table:
-    metrics = list(dict.fromkeys(m for found in numbers.domains.values() for m in found))
+def _domains(name: str, found: dict[str, StepNumbers]) -> Table:
+    domains = {domain: _known(numbers) for domain, numbers in found.items()}
+    metrics = list(dict.fromkeys(metric for known in domains.values() for metric in known))
     rows: list[list[Cell]] = [
-        [domain, *(_estimate(found.get(metric)) for metric in metrics)]
-        for domain, found in numbers.domains.items()
+        [domain, *(_estimate(known.get(metric)) for metric in metrics)]
+        for domain, known in domains.items()
     ]
     return Table(f"Step level by domain: {name}", ["domain", *metrics], rows[:DOMAINS],
                  rows[DOMAINS:], key="domains")  # fmt: skip
 
 
+def _known(numbers: StepNumbers) -> dict[str, Estimate]:
+    """The metrics that the data allow, by what they are called."""
+    found = {label: getattr(numbers, name) for name, label in STEP_METRICS.items()}
+    return {label: estimate for label, estimate in found.items() if estimate.value is not None}
+
+
 def _estimate(found: Estimate | None, form: str = ".3f") -> Cell:
-    if found is None:
+    if found is None or found.value is None:
         return "–"
     cell = number(found.value, form)
     if isinstance(cell, Number) and found.low is not None and found.high is not None:

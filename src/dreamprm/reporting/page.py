@@ -10,9 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dreamprm.errors import UserError
+from dreamprm.evaluation.reading import read_evaluation
 from dreamprm.reporting.comparison import compare, labels_of
 from dreamprm.reporting.content import Number
-from dreamprm.reporting.evaluation import read_evaluation
 from dreamprm.reporting.judgement import evaluation_section
 from dreamprm.reporting.outcome import outcome_section
 from dreamprm.reporting.repeat import repeat_section

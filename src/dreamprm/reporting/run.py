@@ -11,13 +11,15 @@ from typing import Any, TypeVar
 import yaml
 
 from dreamprm.errors import UserError
-from dreamprm.reporting.evaluation import EVALUATION_FILE, Evaluation, read_evaluation
+from dreamprm.evaluation.reading import read_evaluation
+from dreamprm.evaluation.result import Evaluation
 from dreamprm.reporting.examples import Example, read_examples
 from dreamprm.reporting.row_weights import WeightedRow, read_weighted_rows
 from dreamprm.run_directory.metrics import read_metrics
 from dreamprm.run_directory.names import (
     BASELINE,
     CONFIG_FILE,
+    EVALUATION_FILE,
     EXAMPLES_FILE,
     METRICS_FILE,
     ROWS_FILE,

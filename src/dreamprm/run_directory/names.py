@@ -6,6 +6,9 @@ RUN_FILE, ROWS_FILE = "run.json", "rows.jsonl"  # how far it is; rows with their
 CHECKPOINTS, MODEL, TENSORBOARD = "checkpoints", "model", "tensorboard"
 BUILT_IN, BASELINE = "synthetic", "uniform"  # data that were made for the run; a run within
 
+# Where a report looks for what ``evaluate`` wrote; no file of the run itself.
+EVALUATION_FILE = "evaluation.json"
+
 FILES = (
     CONFIG_FILE,
     METRICS_FILE,

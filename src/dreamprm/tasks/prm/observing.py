@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dreamprm.data.trajectory import SelectionQuestion, Trajectory, group_candidates
-from dreamprm.evaluation.accuracy import auc
 from dreamprm.evaluation.best_of_n import expected_best, sizes
+from dreamprm.evaluation.step_metrics import auc
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.scoring.aggregation import aggregate
 from dreamprm.tasks.prm.config import ObserveConfig
@@ -51,7 +51,7 @@ class Observer:
         logits = model.step_logits(self.meta)
         totals = [aggregate(steps) for steps in logits]
         value = auc(totals, [bool(row.outcome) for row in self.meta])
-        stats = {} if value is None else {"outcome_auc": value}
+        stats = {} if math.isnan(value) else {"outcome_auc": value}
         candidates = [row for question in self.questions for row in question.trajectories()]
         observed = [row for rows in self.by_domain.values() for row in rows]
         # Together, as batches are filled best with many.
