@@ -18,8 +18,9 @@ from dreamprm.hypergradients.references import (
     Reference,
     relative_error,
 )
-from dreamprm.hypergradients.solvers import CurvatureWarning, cg, neumann, norm, nystrom
+from dreamprm.hypergradients.solvers import CurvatureWarning, cg, neumann, nystrom
 from dreamprm.hypergradients.unrolled import take_steps
+from dreamprm.hypergradients.vectors import norm
 from tests.references import (
     EXACT,
     EYE,

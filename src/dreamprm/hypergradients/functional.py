@@ -21,9 +21,9 @@ from dreamprm.hypergradients.interface import (
 )
 from dreamprm.hypergradients.precision import Precision
 from dreamprm.hypergradients.registry import indirect_gradient, resolve
-from dreamprm.hypergradients.solvers import Tensors
 from dreamprm.hypergradients.unrolled import take_steps
 from dreamprm.hypergradients.updates import read_optimizer
+from dreamprm.hypergradients.vectors import Tensors
 
 Parameters = Sequence[Tensor] | Mapping[str, Tensor]
 

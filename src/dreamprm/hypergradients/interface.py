@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeAlias
 from torch import Tensor
 
 from dreamprm.errors import UserError, unknown_name
-from dreamprm.hypergradients.solvers import Tensors
 from dreamprm.hypergradients.updates import Rule, State
+from dreamprm.hypergradients.vectors import Tensors
 
 Loss: TypeAlias = Callable[[Tensors, Tensors], Tensor]
 

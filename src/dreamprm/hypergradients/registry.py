@@ -13,8 +13,9 @@ from dreamprm.hypergradients.interface import UPPER_LOSS, DirectMethod, Method, 
 from dreamprm.hypergradients.penalty import f2sa
 from dreamprm.hypergradients.products import PRODUCTS
 from dreamprm.hypergradients.randomness import same_randomness
-from dreamprm.hypergradients.solvers import SOLVERS, Tensors
+from dreamprm.hypergradients.solvers import SOLVERS
 from dreamprm.hypergradients.unrolled import UnrolledMethod
+from dreamprm.hypergradients.vectors import Tensors
 
 METHODS: dict[str, Method] = {}
 

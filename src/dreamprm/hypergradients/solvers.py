@@ -13,16 +13,12 @@ import math
 import random
 import warnings
 from collections.abc import Callable
-from typing import TypeAlias
 
 import torch
-from torch import Tensor
 
 from dreamprm.errors import UserError, need_at_least, need_positive, need_whole
 from dreamprm.hypergradients.finite import is_finite
-
-Tensors: TypeAlias = list[Tensor]
-Linear: TypeAlias = Callable[[Tensors], Tensors]
+from dreamprm.hypergradients.vectors import Linear, Tensors, add, dot, flatten, norm, shaped_as
 
 POWER_ITERATIONS = 5  # of alpha=auto
 ROUNDING = 0.02  # of an eigenvalue in the span of the last terms
@@ -73,11 +69,11 @@ def neumann(
     damped = _damped(hvp, damping)
     size = float(alpha) if alpha != "auto" else 1 / (_largest_curvature(damped, v) or 1.0)
     term, total = v, v
-    moments = [_dot(v, v)]
+    moments = [dot(v, v)]
     for _ in range(iterations):
-        before, term = term, _add(term, damped(term), -size)
-        total = _add(total, term)
-        moments += [_dot(before, term), _dot(term, term)]
+        before, term = term, add(term, damped(term), -size)
+        total = add(total, term)
+        moments += [dot(before, term), dot(term, term)]
     if not is_finite(total):
         raise UserError(
             f"the Neumann series is not finite after iterations={iterations} with alpha={alpha}: "
@@ -175,17 +171,17 @@ def cg(
     damped = _damped(hvp, damping)
     solution = [torch.zeros_like(x) for x in v]
     residual, direction = v, v
-    square = _dot(residual, residual)
+    square = dot(residual, residual)
     enough = tolerance**2 * square
     for iteration in range(iterations):
         if square <= enough:
             break
         product = damped(direction)
-        curvature = _dot(direction, product)
+        curvature = dot(direction, product)
         if math.isnan(curvature):
             raise FloatingPointError("conjugate gradient got a product with H that is not finite")
         if curvature <= 0:
-            length = _dot(direction, direction)
+            length = dot(direction, direction)
             warnings.warn(
                 f"conjugate gradient met a direction p in iteration {iteration + 1} along which "
                 f"the lower loss does not curve upwards (pᵀHp / pᵀp = {curvature / length:.2g}) "
@@ -195,10 +191,10 @@ def cg(
             )
             return v if iteration == 0 else solution
         step = square / curvature
-        solution = _add(solution, direction, step)
-        residual = _add(residual, product, -step)
-        square, before = _dot(residual, residual), square
-        direction = _add(residual, direction, square / before)
+        solution = add(solution, direction, step)
+        residual = add(residual, product, -step)
+        square, before = dot(residual, residual), square
+        direction = add(residual, direction, square / before)
     return solution
 
 
@@ -232,20 +228,20 @@ def nystrom(
     chosen = torch.tensor(random.Random(seed).sample(range(count), rank), device=v[0].device)
     columns = []
     for index in chosen:
-        unit = torch.zeros_like(_flat(v))
+        unit = torch.zeros_like(flatten(v))
         unit[index] = 1
-        columns.append(_flat(hvp(_like(unit, v))))
+        columns.append(flatten(hvp(shaped_as(unit, v))))
     basis, triangle = torch.linalg.qr(torch.stack(columns, dim=1))
     block = torch.stack([column[chosen] for column in columns], dim=1)
     inner = triangle @ torch.linalg.pinv((block + block.T) / 2, hermitian=True) @ triangle.T
     eye = torch.eye(rank, dtype=inner.dtype, device=inner.device)
-    right = _flat(v)
+    right = flatten(v)
     within = basis.T @ right
     # The part of v outside the columns' span, projected out twice: it is divided by a small ρ.
     outside = right - basis @ within
     outside = outside - basis @ (basis.T @ outside)
     solved = torch.linalg.solve((inner + inner.T) / 2 + damping * eye, within)
-    return _like(basis @ solved + outside / damping, v)
+    return shaped_as(basis @ solved + outside / damping, v)
 
 
 def sama(hvp: Linear, v: Tensors, *, preconditioner: Linear) -> Tensors:
@@ -272,43 +268,4 @@ SOLVERS: dict[str, Callable[..., Tensors]] = {
 
 
 def _damped(hvp: Linear, damping: float) -> Linear:
-    return (lambda q: _add(hvp(q), q, damping)) if damping else hvp
-
-
-def _add(left: Tensors, right: Tensors, factor: float = 1.0) -> Tensors:
-    return [torch.add(a, b, alpha=factor) for a, b in zip(left, right, strict=True)]
-
-
-def _dot(left: Tensors, right: Tensors) -> float:
-    """Summed in at least float32 within a tensor, and in float64 over them."""
-    return float(_products(left, right).sum())
-
-
-def _products(left: Tensors, right: Tensors) -> Tensor:
-    """The inner product of every pair of tensors, [t] in float64."""
-    pairs = zip(left, right, strict=True)
-    return torch.stack([(at_least_fp32(a) * at_least_fp32(b)).sum().double() for a, b in pairs])
-
-
-def at_least_fp32(tensor: Tensor) -> Tensor:
-    """The tensor, in float32 where it is of less precision."""
-    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
-
-
-def norm(tensors: Tensors) -> float:
-    """The Euclidean norm of all entries."""
-    return math.sqrt(sum(squares(tensors)))
-
-
-def squares(tensors: Tensors) -> list[float]:
-    """The squared Euclidean norm of every tensor."""
-    return [float(x) for x in _products(tensors, tensors).cpu()]
-
-
-def _flat(tensors: Tensors) -> Tensor:
-    return torch.cat([at_least_fp32(t).reshape(-1) for t in tensors])
-
-
-def _like(flat: Tensor, tensors: Tensors) -> Tensors:
-    pieces = flat.split([t.numel() for t in tensors])
-    return [p.reshape(t.shape).to(t.dtype) for p, t in zip(pieces, tensors, strict=True)]
+    return (lambda q: add(hvp(q), q, damping)) if damping else hvp
