@@ -18,6 +18,11 @@ def add(left: Tensors, right: Tensors, factor: float = 1.0) -> Tensors:
     return [torch.add(a, b, alpha=factor) for a, b in zip(left, right, strict=True)]
 
 
+def shifted(linear: Linear, by: float) -> Linear:
+    """q ↦ linear(q) + by · q."""
+    return (lambda q: add(linear(q), q, by)) if by else linear
+
+
 def dot(left: Tensors, right: Tensors) -> float:
     """The inner product of all entries, as :func:`inner_products` sums it."""
     return float(inner_products(left, right).sum())
