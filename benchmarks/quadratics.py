@@ -121,7 +121,7 @@ def engine(
     """Gradient descent on both levels, ``unroll_steps`` lower steps between two upper ones.
 
     Args:
-        problem: the same whole one at every step.
+        problem: the whole of it at every step.
         steps: lower ones.
         method: of the hypergradient.
         unroll_steps: lower steps before each upper one.
