@@ -212,6 +212,15 @@ def test_lower_parameters_of_other_shapes_or_types_than_before(at: At) -> None:
     assert not at.q.requires_grad
 
 
+@pytest.mark.usefixtures("registered")
+def test_a_start_is_of_the_type_of_v(at: At) -> None:
+    """torch.lerp refuses two types."""
+    first = at.run("averaged")
+    at.memory["q"] = [q.float() for q in at.memory["q"]]
+    assert relative_error(at.run("averaged"), first) < 1e-7  # rounded in between
+    assert at.q.dtype is torch.float64
+
+
 @pytest.mark.parametrize(("method", "options"), WITH_MEMORY)
 def test_a_whole_run_ends_at_the_optimum(method: str, options: dict[str, Any]) -> None:
     """In as many steps as shrink an error by 1e-9, by the eigenvalues of SOBA's whole step.
