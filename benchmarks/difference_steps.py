@@ -25,7 +25,7 @@ from transformers import Qwen2Config, Qwen2Model
 
 from dreamprm.hypergradients.products import FiniteDifference, ForwardMode
 from dreamprm.hypergradients.references import relative_error
-from dreamprm.hypergradients.solvers import Tensors, norm, squares
+from dreamprm.hypergradients.vectors import Tensors, norm, squares
 
 CUBE_ROOT = 2 ** (-24 / 3)  # u^⅓ in fp32
 DOMAINS = 3

@@ -1,11 +1,12 @@
 """How exact, how robust and how costly hypergradients are: the tables of docs/hypergradients.md.
 
-    python benchmarks/hypergradients.py exactness precision cost
+    python benchmarks/hypergradients.py exactness precision memory cost
 
 Prints JSON lines. ``exactness``: relative errors in float64 on ridge regression of 6 variables and
 3 domains at the lower optimum, betty-ml's conjugate gradient beside ours. ``precision``: of one
-domain hypergradient of the demo's reward model, by arithmetic. ``cost``: in forward passes, timed
-side by side and counted, of a Qwen2 model with realistic proportions.
+domain hypergradient of the demo's reward model, by arithmetic. ``memory``: how far whole runs end
+from the optimum of quadratics, by methods that go on from their last q and others. ``cost``: in
+forward passes, timed side by side and counted, of a Qwen2 model with realistic proportions.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from betty.hypergradient.cg import cg as betty_cg
 from peft import LoraConfig, get_peft_model
+from quadratics import distance, engine, quadratic
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from transformers import Qwen2Config, Qwen2Model
@@ -31,7 +34,7 @@ from dreamprm.hypergradients import Method, Point, resolve
 from dreamprm.hypergradients.comparison import Case, hypergradient_at
 from dreamprm.hypergradients.cost import operations, peak_bytes
 from dreamprm.hypergradients.functional import evaluate
-from dreamprm.hypergradients.products import FiniteDifference, ForwardMode
+from dreamprm.hypergradients.products import DoubleBackward, FiniteDifference, ForwardMode
 from dreamprm.hypergradients.references import VARIABLES, Reference, relative_error, weighted_ridge
 from dreamprm.models.tiny import initialise
 from dreamprm.tasks.prm.comparison import DROPOUT, demo_briefly, with_dropout
@@ -222,6 +225,33 @@ def _point(case: Case) -> tuple[Point, list[Tensor]]:
     return point, vector
 
 
+def memory() -> Iterator[dict[str, Any]]:
+    """‖α − α*‖ / ‖α*‖ after 500 lower and upper steps in turn, and products with H a step."""
+    warm, one = {"warm_start": True}, {"iterations": 1}
+    methods: list[tuple[str, dict[str, Any]]] = [
+        *(("soba", {}), ("neumann", one | warm), ("neumann", one), ("neumann", {"iterations": 20})),
+        *(("cg", one | warm), ("cg", {"iterations": 2}), ("cg", {"iterations": 8})),
+    ]
+    steps = 500
+    for method, options in methods:
+        distances = []
+        with patch.object(
+            DoubleBackward, "hvp", autospec=True, side_effect=DoubleBackward.hvp
+        ) as products:
+            for seed in range(3):
+                problem = quadratic(seed)
+                running = engine(problem, steps, method, options=options)
+                running.run()
+                found = running.problems[0].module.values.detach()
+                distances.append(distance(problem, found))
+        yield {
+            "method": method,
+            **options,
+            "products with H a step": round(products.call_count / 3 / steps, 2),
+            "distance from the optimum, seeds 0 to 2": distances,
+        }
+
+
 def cost(
     width: int, layers: int, batch: int, tokens: int, repeats: int
 ) -> Iterator[dict[str, Any]]:
@@ -299,7 +329,7 @@ def _products(model: nn.Module, ids: Tensor, read: Tensor, repeats: int) -> dict
 def main() -> None:
     """Prints what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sections = ("exactness", "precision", "cost")
+    sections = ("exactness", "precision", "memory", "cost")
     parser.add_argument("sections", nargs="*", metavar="|".join(sections), default=sections)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--layers", type=int, default=4)
@@ -313,6 +343,7 @@ def main() -> None:
     makers: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "exactness": exactness,
         "precision": precision,
+        "memory": memory,
         "cost": lambda: cost(*sizes),
     }
     warnings.simplefilter("ignore")  # the methods' own, of what is shown here

@@ -15,7 +15,7 @@ from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.hypergradients import Method
 from dreamprm.hypergradients.comparison import Case, hypergradient_at, same_in_double_backward
 from dreamprm.hypergradients.interface import Loss
-from dreamprm.hypergradients.solvers import Tensors
+from dreamprm.hypergradients.vectors import Tensors
 from dreamprm.problems.base import Problem
 from dreamprm.problems.stateless import StatelessLoss
 

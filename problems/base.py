@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -224,13 +226,18 @@ class Problem(ImplicitProblem):
         """The implicit term of a path: each problem between its ends applies its own method."""
         # v is the gradient of this problem's loss next to the bottom of the path only.
         upper_loss = StatelessLoss(self, path[1], self, self.batches).of if len(path) == 3 else None
+        name = " > ".join(problem.name for problem in path)
         for current, above in itertools.pairwise(path[1:]):
             with naming(self, on=current):
-                vector = current.indirect_gradient(vector, above, upper_loss)
+                vector = current.indirect_gradient(vector, above, upper_loss, name)
         return vector
 
     def indirect_gradient(
-        self, vector: list[Tensor], above: Problem, upper_loss: Loss | None = None
+        self,
+        vector: list[Tensor],
+        above: Problem,
+        upper_loss: Loss | None = None,
+        path: str = "",
     ) -> list[Tensor]:
         """What ``above``'s loss changes by because its parameters α change this problem's φ.
 
@@ -242,6 +249,7 @@ class Problem(ImplicitProblem):
                 trainable parameters.
             above: the problem whose trainable parameters are α.
             upper_loss: M(φ, α), where v is its gradient.
+            path: names the path that v comes along; a method with a memory has one for each.
 
         Returns:
             shaped as α.
@@ -263,7 +271,8 @@ class Problem(ImplicitProblem):
         # does so as a whole.
         whole = STEPS in self._method.needs or bool(above.parents)
         rows = None if whole else rows_of(above.module, batches)
-        point = self._point(above, upper_loss, batches, rows)
+        point = replace(self._point(above, upper_loss, batches, rows), path=path)
+        noted = dict(self._memory)
         before = RandomState.now(point.lower)
         found = indirect_gradient(self._method, point, vector, self.config.options)
         if STEPS in self._method.needs:
@@ -271,7 +280,8 @@ class Problem(ImplicitProblem):
         if is_due(self.config.fidelity_every, self.count, self.config.unroll_steps):
             after = RandomState.now(point.lower)
             before.restore()  # for the same dropout masks
-            self.stats |= fidelity(self, above, batches, point, vector, found)
+            observed = replace(point, memory=noted)  # from the same start, and leaving none
+            self.stats |= fidelity(self, above, batches, observed, vector, found)
             after.restore()
         return found if rows is None else spread(found, rows, above.trainable_parameters())
 
@@ -310,7 +320,7 @@ class Problem(ImplicitProblem):
             "inner_loop_start": self._inner_loop_start,
             "roll_back": (self.module_state_dict_cache, self.opitmizer_state_dict_cache),
             "bits": self._bits,
-            "memory": dict(self._memory),
+            "memory": deepcopy(self._memory),
             "batches": self.batches,  # of the hypergradient, where an upper problem steps first
             "history": self._history.state_dict(),
             "loaders": [

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dreamprm.hypergradients import Point, indirect_gradient, resolve
 from dreamprm.hypergradients.implicit import ImplicitMethod
-from dreamprm.hypergradients.interface import keywords
 from dreamprm.hypergradients.products import DoubleBackward, ForwardMode, NoForwardMode
 from dreamprm.hypergradients.references import cosine, relative_error
 from dreamprm.hypergradients.solvers import identity
@@ -48,7 +47,7 @@ def fidelity(
     Args:
         problem, above: the lower problem and the one that is above it.
         batches: of the lower loss there.
-        point: where ``found`` was taken.
+        point: where ``found`` was taken, with a memory that nobody else reads, as it was then.
         vector: v.
         found: the indirect term as the method gave it.
 
@@ -58,9 +57,9 @@ def fidelity(
     method, options = resolve(problem.config.type), problem.config.options
     same_solver = isinstance(method, ImplicitMethod)
     if isinstance(method, ImplicitMethod):
-        of_solver = keywords(method.solver)
-        options = {name: value for name, value in options.items() if name in of_solver}
         solver = replace(method, product=ForwardMode)
+        of_solver = solver.options
+        options = {name: value for name, value in options.items() if name in of_solver}
     else:
         solver, options = ImplicitMethod("identity", identity, ForwardMode), {}
     rows = rows_of(above.module, batches)

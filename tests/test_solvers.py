@@ -12,14 +12,16 @@ from torch import Tensor
 
 from dreamprm.errors import UserError
 from dreamprm.hypergradients import Point, hypergradient, resolve
+from dreamprm.hypergradients.descent import CurvatureWarning, neumann
 from dreamprm.hypergradients.products import PRODUCTS
 from dreamprm.hypergradients.references import (
     VARIABLES,
     Reference,
     relative_error,
 )
-from dreamprm.hypergradients.solvers import CurvatureWarning, cg, neumann, norm, nystrom
+from dreamprm.hypergradients.solvers import cg, nystrom
 from dreamprm.hypergradients.unrolled import take_steps
+from dreamprm.hypergradients.vectors import norm
 from tests.references import (
     EXACT,
     EYE,

@@ -101,6 +101,7 @@ def test_other_data_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         ["plugins=[my_weighting.py]", "weighting=temperature"],
         ["plugins=[my_method.py]", "hypergradient=damped", "hypergradient_options.damping=2"],
+        ["plugins=[my_solver.py]", "hypergradient=descent", "hypergradient_options.step=0.05"],
         ["weighting=instance_table"],
         ["weighting=instance_network", "weighting_options.features=[x]"],
     ],

@@ -19,6 +19,7 @@ from dreamprm.errors import UserError
 from dreamprm.hypergradients import ImplicitMethod, Method, indirect_gradient, resolve
 from dreamprm.hypergradients.catalogue import Row
 from dreamprm.hypergradients.cost import operations, peak_bytes
+from dreamprm.hypergradients.descent import CurvatureWarning
 from dreamprm.hypergradients.functional import evaluate
 from dreamprm.hypergradients.interface import Loss
 from dreamprm.hypergradients.precision import PrecisionWarning
@@ -31,8 +32,8 @@ from dreamprm.hypergradients.references import (
     weighted_logistic,
     weighted_ridge,
 )
-from dreamprm.hypergradients.solvers import CurvatureWarning, Tensors
 from dreamprm.hypergradients.unrolled import UnrolledMethod
+from dreamprm.hypergradients.vectors import Tensors
 from dreamprm.progress import progress_bar
 
 OURS = (CurvatureWarning, PrecisionWarning)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,9 +22,9 @@ from dreamprm.hypergradients.interface import (
 )
 from dreamprm.hypergradients.precision import Precision
 from dreamprm.hypergradients.registry import indirect_gradient, resolve
-from dreamprm.hypergradients.solvers import Tensors
 from dreamprm.hypergradients.unrolled import take_steps
 from dreamprm.hypergradients.updates import read_optimizer
+from dreamprm.hypergradients.vectors import Tensors
 
 Parameters = Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -36,6 +37,7 @@ def hypergradient(
     upper_params: Parameters,
     *,
     optimizer: Optimizer | None = None,
+    memory: dict[str, Any] | None = None,
     **options: Any,
 ) -> Any:
     """The total derivative dM/dα = ∂M/∂α − (∂²L/∂α∂φ)ᵀ q at the given φ, with q ≈ H⁻¹ ∇_φ M.
@@ -53,6 +55,10 @@ def hypergradient(
         upper_params: α, likewise.
         optimizer: over the very tensors of ``lower_params``, for ``sama`` and ``unrolled``: SGD,
             Adam or AdamW of torch. It is read, never stepped.
+        memory: what one call leaves for the next one of the same method on the same problem, e.g.
+            the q that ``soba`` goes on from: pass the same dict, empty at first, to all of them. It
+            is changed in place, and a part of your checkpoints, tensors and plain values by name.
+            Without one, every call is a first one.
         **options: of the method, e.g. ``iterations`` and ``tolerance`` of ``cg``.
 
     Returns:
@@ -83,6 +89,8 @@ def hypergradient(
 
     with torch.enable_grad():  # also where the caller has switched it off
         point, direct, vector = evaluate(chosen, upper, lower, held, alpha, optimizer, options)
+        if memory is not None:
+            point = replace(point, memory=memory)
         indirect = indirect_gradient(chosen, point, vector, options)
     return like_upper([d + i for d, i in zip(direct, indirect, strict=True)])
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dreamprm.errors import UserError
 from dreamprm.hypergradients.interface import Loss
-from dreamprm.hypergradients.solvers import Tensors
+from dreamprm.hypergradients.vectors import Tensors
 
 
 def lower_gradient(loss: Loss, lower: Tensors, upper: Tensors) -> Tensors:

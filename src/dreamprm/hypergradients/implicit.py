@@ -29,8 +29,16 @@ from dreamprm.hypergradients.products import (
     NoForwardMode,
     Product,
 )
-from dreamprm.hypergradients.solvers import Tensors, identity, sama
+from dreamprm.hypergradients.solvers import identity, sama
+from dreamprm.hypergradients.starts import (
+    START,
+    keep_q,
+    keeps_start,
+    last_q,
+    options_of_start,
+)
 from dreamprm.hypergradients.updates import preconditioner
+from dreamprm.hypergradients.vectors import Tensors
 
 log = logging.getLogger("dreamprm")
 
@@ -44,7 +52,8 @@ class ImplicitMethod:
 
     Attributes:
         name: as in configs.
-        solver: ``solver(hvp, v, **options) -> q``; see solvers.py.
+        solver: ``solver(hvp, v, **options) -> q``; see solvers.py, and starts.py for those that go
+            on from their last q.
         product: ``product(loss, lower, upper, **options)`` with ``hvp`` and ``cross``; see
             products.py. None leaves the choice to :func:`right_product`.
         source: the paper.
@@ -72,7 +81,8 @@ class ImplicitMethod:
 
     @property
     def _solver_options(self) -> dict[str, Any]:
-        return keywords(self.solver, but=("preconditioner",))
+        own = keywords(self.solver, but=("preconditioner", START))
+        return own | options_of_start(self.solver)
 
     @property
     def _product_options(self) -> dict[str, Any]:
@@ -88,10 +98,13 @@ class ImplicitMethod:
         one = torch.ones(1, dtype=torch.float64)
         if self.product is not None:
             self.product(lambda p, a: (a[0] * p[0]).sum(), [one], [one], **of_product)
-        context = {"preconditioner": stop} if self.needs else {}
         # As many variables as any sane rank needs, and the memory of one.
+        many = [one.expand(2**20)]
+        context: dict[str, Any] = {"preconditioner": stop} if self.needs else {}
+        if keeps_start(self.solver, options):
+            context[START] = many
         with suppress(Stopped):
-            self.solver(stop, [one.expand(2**20)], **of_solver, **context)
+            self.solver(stop, many, **of_solver, **context)
 
     def indirect(self, point: Point, vector: Tensors, options: Mapping[str, Any]) -> Tensors:
         """−(∂²L/∂α∂φ)ᵀ q, shaped as α."""
@@ -116,7 +129,11 @@ class ImplicitMethod:
         options: Mapping[str, Any],
     ) -> Tensors:
         of_solver, of_product = self._split(options)
-        context = {"preconditioner": _preconditioner(self.name, point)} if self.needs else {}
+        context: dict[str, Any] = {}
+        if self.needs:
+            context["preconditioner"] = _preconditioner(self.name, point)
+        if goes_on := keeps_start(self.solver, options):
+            context[START] = last_q(point, vector)
         given = {"bits": point.bits, "memory": point.memory}
         of_product |= {name: given[name] for name in CONTEXT if name in keywords(kind)}
         product = kind(point.lower_loss, point.lower, point.upper, **of_product)
@@ -127,11 +144,15 @@ class ImplicitMethod:
                 f"the solver of hypergradient method {self.name!r} gave tensors of shapes "
                 f"{shapes}, expected those of v, {expected}"
             )
-        return [-g for g in product.cross(q)]
+        found = [-g for g in product.cross(q)]
+        if goes_on:
+            keep_q(point, q, self.name)
+        return found
 
     def _split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         refuse_unknown_options(f"hypergradient method {self.name!r}", options, self.options)
-        of_solver = {n: value for n, value in options.items() if n in self._solver_options}
+        own = keywords(self.solver)
+        of_solver = {n: v for n, v in options.items() if n in self._solver_options and n in own}
         of_product = {n: value for n, value in options.items() if n in self._product_options}
         return of_solver, of_product
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeAlias
 from torch import Tensor
 
 from dreamprm.errors import UserError, unknown_name
-from dreamprm.hypergradients.solvers import Tensors
 from dreamprm.hypergradients.updates import Rule, State
+from dreamprm.hypergradients.vectors import Tensors
 
 Loss: TypeAlias = Callable[[Tensors, Tensors], Tensor]
 
@@ -60,6 +60,8 @@ class Point:
         steps: the last steps that led to φ, oldest first; for those that need ``STEPS``.
         memory: what methods note for the next hypergradient of the same problem, by a name each:
             plain values and tensors, which are a part of checkpoints.
+        path: names the path from the upper loss through the problem to α; what a method notes of
+            it alone has the path in its name, since several may lead through one problem.
     """
 
     lower_loss: Loss
@@ -70,6 +72,7 @@ class Point:
     next_step: LowerStep | None = None
     steps: Sequence[LowerStep] = ()
     memory: dict[str, Any] = field(default_factory=dict)
+    path: str = ""
 
 
 class Method(Protocol):

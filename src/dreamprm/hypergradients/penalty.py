@@ -11,7 +11,7 @@ from dreamprm.hypergradients.finite import is_finite
 from dreamprm.hypergradients.gradients import lower_gradient, upper_gradient
 from dreamprm.hypergradients.interface import UPPER_LOSS, Point
 from dreamprm.hypergradients.precision import PrecisionWarning, mantissa_bits
-from dreamprm.hypergradients.solvers import Tensors
+from dreamprm.hypergradients.vectors import Tensors
 
 
 def f2sa(

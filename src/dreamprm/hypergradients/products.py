@@ -39,7 +39,7 @@ from dreamprm.hypergradients.gradients import (
 from dreamprm.hypergradients.interface import Loss
 from dreamprm.hypergradients.nodes import keeping_tangents, need_second_derivatives
 from dreamprm.hypergradients.precision import Precision, PrecisionWarning
-from dreamprm.hypergradients.solvers import Tensors, norm, squares
+from dreamprm.hypergradients.vectors import Tensors, norm, squares
 
 CONTEXT = ("bits", "memory")
 DISAGREEMENT = 0.1  # of two differences, beyond which neither can be relied on

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from dreamprm.hypergradients.functional import hypergradient
-from dreamprm.hypergradients.solvers import Tensors
+from dreamprm.hypergradients.vectors import Tensors
 
 VARIABLES, DOMAINS, RIDGE = 6, 3, 0.1
 

@@ -13,8 +13,9 @@ from dreamprm.hypergradients.interface import UPPER_LOSS, DirectMethod, Method, 
 from dreamprm.hypergradients.penalty import f2sa
 from dreamprm.hypergradients.products import PRODUCTS
 from dreamprm.hypergradients.randomness import same_randomness
-from dreamprm.hypergradients.solvers import SOLVERS, Tensors
+from dreamprm.hypergradients.solvers import SOLVERS
 from dreamprm.hypergradients.unrolled import UnrolledMethod
+from dreamprm.hypergradients.vectors import Tensors
 
 METHODS: dict[str, Method] = {}
 
@@ -35,6 +36,7 @@ def register(method: Method) -> None:
 SOURCES = {
     "identity": "Luketina et al. 2016, arXiv 1511.06727",
     "neumann": "Lorraine et al. 2020, arXiv 1911.02590",
+    "soba": "Dagréou et al. 2022, arXiv 2201.13409",
     "cg": "Rajeswaran et al. 2019, arXiv 1909.04630",
     "nystrom": "Hataya & Yamada 2023, arXiv 2302.10126",
     "sama": "Choe et al. 2023, arXiv 2310.05674",

@@ -2,143 +2,28 @@
 
 Each is a function ``solver(hvp, v, **options) -> q``. H = ∂²L/∂φ² is symmetric; ``hvp(q)`` gives
 H q; v, q and H q are lists of tensors of the same shapes. Keyword-only arguments are the options of
-the methods built on it; ``preconditioner`` alone is not the user's to give: it is the lower
-optimizer's (see updates.py).
+the methods built on it, but for two that are not the user's to give: ``preconditioner`` is the
+lower optimizer's (see updates.py), and ``start`` the q that the last hypergradient of the same path
+ended with, None for the first one (see starts.py). A solver leaves the tensors of both as they are.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 import warnings
 from collections.abc import Callable
-from typing import TypeAlias
 
 import torch
-from torch import Tensor
 
 from dreamprm.errors import UserError, need_at_least, need_positive, need_whole
-from dreamprm.hypergradients.finite import is_finite
-
-Tensors: TypeAlias = list[Tensor]
-Linear: TypeAlias = Callable[[Tensors], Tensors]
-
-POWER_ITERATIONS = 5  # of alpha=auto
-ROUNDING = 0.02  # of an eigenvalue in the span of the last terms
-
-
-class CurvatureWarning(UserWarning):
-    """The Hessian is not positive definite where a solver needs it to be."""
+from dreamprm.hypergradients.descent import CurvatureWarning, neumann, soba
+from dreamprm.hypergradients.vectors import Linear, Tensors, add, dot, flatten, shaped_as, shifted
 
 
 def identity(hvp: Linear, v: Tensors) -> Tensors:
     """q = v: the Hessian is taken for the identity (Luketina et al. 2016, arXiv 1511.06727)."""
     return v
-
-
-def neumann(
-    hvp: Linear,
-    v: Tensors,
-    *,
-    iterations: int = 3,
-    alpha: float | str = 0.1,
-    damping: float = 0.0,
-) -> Tensors:
-    """q = α Σ_{j=0}^{K} (I − α(H + ρI))^j v (Lorraine et al. 2020, arXiv 1911.02590, algorithm 3).
-
-    Converges to (H + ρI)⁻¹ v where H + ρI is positive definite and 0 < α < 2/λ_max(H + ρI). It
-    warns where the terms show that it does not.
-
-    Args:
-        hvp: product with H.
-        v: right-hand side.
-        iterations: K, at least 0; one Hessian-vector product each.
-        alpha: step size α, more than 0; or ``"auto"``: 1/λ with λ ≤ λ_max by ``POWER_ITERATIONS``
-            power iterations from v, one more Hessian-vector product each.
-        damping: ρ, at least 0.
-
-    Raises:
-        UserError: an option is out of its range, or the series diverges beyond all numbers.
-
-    Warns:
-        CurvatureWarning: the series diverges.
-    """
-    need_whole("iterations", iterations, at_least=0)
-    if isinstance(alpha, str) and alpha != "auto":
-        raise UserError(f"alpha is {alpha!r}, expected more than 0, or 'auto'")
-    if alpha != "auto":
-        need_positive("alpha", alpha)
-    need_at_least("damping", damping, 0)
-    damped = _damped(hvp, damping)
-    size = float(alpha) if alpha != "auto" else 1 / (_largest_curvature(damped, v) or 1.0)
-    term, total = v, v
-    moments = [_dot(v, v)]
-    for _ in range(iterations):
-        before, term = term, _add(term, damped(term), -size)
-        total = _add(total, term)
-        moments += [_dot(before, term), _dot(term, term)]
-    if not is_finite(total):
-        raise UserError(
-            f"the Neumann series is not finite after iterations={iterations} with alpha={alpha}: "
-            "alpha must be less than 2 over the largest eigenvalue of the Hessian"
-        )
-    _warn_of_divergence(moments, size)
-    return [size * s for s in total]
-
-
-def _warn_of_divergence(moments: list[float], size: float) -> None:
-    """Says that a Neumann series diverges, where its own terms show it.
-
-    By Rayleigh and Ritz in the span of the last terms, whose values for B = I − α(H + ρI) lie
-    between B's eigenvalues: where one is beyond 1, so is an eigenvalue.
-
-    Args:
-        moments: vᵀBʲv for j = 0, 1, …, 2K.
-        size: α.
-    """
-    # Squares overflow long before the terms do.
-    finite = list(itertools.takewhile(math.isfinite, moments))
-    n = min((len(finite) - 1) // 2, 3)
-    last = finite[(len(finite) - 1) // 2 * 2 - 2 * n :]
-    # Where the last terms are rounding, they say nothing.
-    if not n or last[0] <= 1e-12 * moments[0]:
-        return
-    grams = [
-        torch.tensor([[last[i + j + k] for j in range(n)] for i in range(n)], dtype=torch.float64)
-        for k in range(3)
-    ]
-    values, vectors = torch.linalg.eigh(grams[0] / last[0])
-    kept = values > 1e-4 * values[-1]  # inner products in float32 err by 1e-6
-    basis = vectors[:, kept] / (last[0] * values[kept]).sqrt()
-    squares, within = torch.linalg.eigh(basis.T @ grams[2] @ basis)
-    rate, along = math.sqrt(max(float(squares[-1]), 0)), basis @ within[:, -1]
-    if rate < 1 + ROUNDING:
-        return
-    if along @ grams[1] @ along < 0:
-        reason = (
-            f"the largest eigenvalue of the Hessian is at least {(1 + rate) / size:.1g}: alpha "
-            f"must be less than {2 * size / (1 + rate):.1g}; alpha=auto finds one"
-        )
-    else:
-        reason = (
-            "the Hessian has a negative eigenvalue, which no alpha mends: more damping does, or a "
-            "solver that does not need H"
-        )
-    message = f"the Neumann series diverges with alpha={size:.2g}: {reason}"
-    warnings.warn(message, CurvatureWarning, stacklevel=3)
-
-
-def _largest_curvature(hvp: Linear, v: Tensors) -> float:
-    """|λ| of the eigenvalue that power iterations from v find, from below; 0 for v = 0."""
-    found, length = 0.0, norm(v)
-    direction = v
-    for _ in range(POWER_ITERATIONS):
-        if length == 0:
-            break
-        direction = hvp([x / length for x in direction])
-        found = length = norm(direction)
-    return found
 
 
 def cg(
@@ -148,19 +33,23 @@ def cg(
     iterations: int = 10,
     tolerance: float = 1e-10,
     damping: float = 0.0,
+    start: Tensors | None = None,
 ) -> Tensors:
     """Solves (H + ρI) q = v by conjugate gradient (Rajeswaran et al. 2019, arXiv 1909.04630).
 
     For H + ρI positive definite; with n variables exact after n iterations, but for rounding.
-    Starts at q = 0. Where a direction of curvature pᵀ(H + ρI)p ≤ 0 shows, it warns and stops with
-    the q that it has, which is v where the very first direction, v, is one.
+    Starts at q = 0, or at a start (AmIGO, Arbel & Mairal 2022, arXiv 2111.14580). Where a direction
+    of curvature pᵀ(H + ρI)p ≤ 0 shows, it warns and stops with the q that it has, which is v where
+    the very first direction, v, is one.
 
     Args:
         hvp: product with H.
         v: right-hand side.
-        iterations: at most this many, at least 1; one Hessian-vector product each.
+        iterations: at most this many, at least 1; one Hessian-vector product each, and from a
+            start one more, for what is left to solve.
         tolerance: stops where ‖v − (H + ρI)q‖ ≤ tolerance · ‖v‖; at least 0.
         damping: ρ, at least 0.
+        start: q at the start; None for 0.
 
     Raises:
         UserError: an option is out of its range.
@@ -172,20 +61,23 @@ def cg(
     need_whole("iterations", iterations, at_least=1)
     need_at_least("tolerance", tolerance, 0)
     need_at_least("damping", damping, 0)
-    damped = _damped(hvp, damping)
+    damped = shifted(hvp, damping)
     solution = [torch.zeros_like(x) for x in v]
-    residual, direction = v, v
-    square = _dot(residual, residual)
+    residual, square = v, dot(v, v)
     enough = tolerance**2 * square
+    if start is not None:
+        solution, residual = start, add(v, damped(start), -1.0)
+        square = dot(residual, residual)
+    direction = residual
     for iteration in range(iterations):
         if square <= enough:
             break
         product = damped(direction)
-        curvature = _dot(direction, product)
+        curvature = dot(direction, product)
         if math.isnan(curvature):
             raise FloatingPointError("conjugate gradient got a product with H that is not finite")
         if curvature <= 0:
-            length = _dot(direction, direction)
+            length = dot(direction, direction)
             warnings.warn(
                 f"conjugate gradient met a direction p in iteration {iteration + 1} along which "
                 f"the lower loss does not curve upwards (pᵀHp / pᵀp = {curvature / length:.2g}) "
@@ -193,12 +85,12 @@ def cg(
                 CurvatureWarning,
                 stacklevel=2,
             )
-            return v if iteration == 0 else solution
+            return v if iteration == 0 and start is None else solution
         step = square / curvature
-        solution = _add(solution, direction, step)
-        residual = _add(residual, product, -step)
-        square, before = _dot(residual, residual), square
-        direction = _add(residual, direction, square / before)
+        solution = add(solution, direction, step)
+        residual = add(residual, product, -step)
+        square, before = dot(residual, residual), square
+        direction = add(residual, direction, square / before)
     return solution
 
 
@@ -232,20 +124,20 @@ def nystrom(
     chosen = torch.tensor(random.Random(seed).sample(range(count), rank), device=v[0].device)
     columns = []
     for index in chosen:
-        unit = torch.zeros_like(_flat(v))
+        unit = torch.zeros_like(flatten(v))
         unit[index] = 1
-        columns.append(_flat(hvp(_like(unit, v))))
+        columns.append(flatten(hvp(shaped_as(unit, v))))
     basis, triangle = torch.linalg.qr(torch.stack(columns, dim=1))
     block = torch.stack([column[chosen] for column in columns], dim=1)
     inner = triangle @ torch.linalg.pinv((block + block.T) / 2, hermitian=True) @ triangle.T
     eye = torch.eye(rank, dtype=inner.dtype, device=inner.device)
-    right = _flat(v)
+    right = flatten(v)
     within = basis.T @ right
     # The part of v outside the columns' span, projected out twice: it is divided by a small ρ.
     outside = right - basis @ within
     outside = outside - basis @ (basis.T @ outside)
     solved = torch.linalg.solve((inner + inner.T) / 2 + damping * eye, within)
-    return _like(basis @ solved + outside / damping, v)
+    return shaped_as(basis @ solved + outside / damping, v)
 
 
 def sama(hvp: Linear, v: Tensors, *, preconditioner: Linear) -> Tensors:
@@ -265,50 +157,8 @@ def sama(hvp: Linear, v: Tensors, *, preconditioner: Linear) -> Tensors:
 SOLVERS: dict[str, Callable[..., Tensors]] = {
     "identity": identity,
     "neumann": neumann,
+    "soba": soba,
     "cg": cg,
     "nystrom": nystrom,
     "sama": sama,
 }
-
-
-def _damped(hvp: Linear, damping: float) -> Linear:
-    return (lambda q: _add(hvp(q), q, damping)) if damping else hvp
-
-
-def _add(left: Tensors, right: Tensors, factor: float = 1.0) -> Tensors:
-    return [torch.add(a, b, alpha=factor) for a, b in zip(left, right, strict=True)]
-
-
-def _dot(left: Tensors, right: Tensors) -> float:
-    """Summed in at least float32 within a tensor, and in float64 over them."""
-    return float(_products(left, right).sum())
-
-
-def _products(left: Tensors, right: Tensors) -> Tensor:
-    """The inner product of every pair of tensors, [t] in float64."""
-    pairs = zip(left, right, strict=True)
-    return torch.stack([(at_least_fp32(a) * at_least_fp32(b)).sum().double() for a, b in pairs])
-
-
-def at_least_fp32(tensor: Tensor) -> Tensor:
-    """The tensor, in float32 where it is of less precision."""
-    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
-
-
-def norm(tensors: Tensors) -> float:
-    """The Euclidean norm of all entries."""
-    return math.sqrt(sum(squares(tensors)))
-
-
-def squares(tensors: Tensors) -> list[float]:
-    """The squared Euclidean norm of every tensor."""
-    return [float(x) for x in _products(tensors, tensors).cpu()]
-
-
-def _flat(tensors: Tensors) -> Tensor:
-    return torch.cat([at_least_fp32(t).reshape(-1) for t in tensors])
-
-
-def _like(flat: Tensor, tensors: Tensors) -> Tensors:
-    pieces = flat.split([t.numel() for t in tensors])
-    return [p.reshape(t.shape).to(t.dtype) for p, t in zip(pieces, tensors, strict=True)]

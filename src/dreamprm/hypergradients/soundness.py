@@ -21,7 +21,7 @@ from dreamprm.hypergradients.interface import Loss
 from dreamprm.hypergradients.operations import Function, Operation, drawn
 from dreamprm.hypergradients.products import PRODUCTS
 from dreamprm.hypergradients.randomness import same_randomness
-from dreamprm.hypergradients.solvers import Tensors, norm
+from dreamprm.hypergradients.vectors import Tensors, norm
 
 GRADIENT = "gradient"
 RIGHT, REFUSED, WRONG, APART = "right", "refused", "WRONG", "apart"

@@ -31,8 +31,8 @@ from dreamprm.hypergradients.interface import (
 )
 from dreamprm.hypergradients.products import CONTEXT, DoubleBackward, Product
 from dreamprm.hypergradients.randomness import RandomState, past_randomness
-from dreamprm.hypergradients.solvers import Tensors, norm
 from dreamprm.hypergradients.updates import State, read_optimizer, update
+from dreamprm.hypergradients.vectors import Tensors, norm
 
 
 class ReplayWarning(UserWarning):

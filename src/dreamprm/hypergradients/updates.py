@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from dreamprm.errors import UserError
-from dreamprm.hypergradients.solvers import Linear, Tensors
+from dreamprm.hypergradients.vectors import Linear, Tensors
 
 State: TypeAlias = list[dict[str, Tensor]]
 
