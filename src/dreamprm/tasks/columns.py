@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
+import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from dreamprm.errors import UserError
 
@@ -37,3 +39,13 @@ class Columns(Sequence[dict[str, Any]]):
     def __getitem__(self, row: int | slice) -> dict[str, Any] | Columns:
         found = {name: column[row] for name, column in self.columns.items()}
         return Columns(found) if isinstance(row, slice) else found
+
+    def batch(self, places: Sequence[int]) -> dict[str, Any]:
+        """What ``default_collate`` makes of the rows at these places, a column at a time."""
+        index = torch.tensor(places)
+        return {
+            name: column[index]
+            if isinstance(column, Tensor)
+            else default_collate([column[place] for place in places])
+            for name, column in self.columns.items()
+        }
