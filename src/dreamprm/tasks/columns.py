@@ -41,11 +41,16 @@ class Columns(Sequence[dict[str, Any]]):
         return Columns(found) if isinstance(row, slice) else found
 
     def batch(self, places: Sequence[int]) -> dict[str, Any]:
-        """What ``default_collate`` makes of the rows at these places, a column at a time."""
-        index = torch.tensor(places)
-        return {
-            name: column[index]
-            if isinstance(column, Tensor)
-            else default_collate([column[place] for place in places])
-            for name, column in self.columns.items()
-        }
+        """What ``default_collate`` makes of the rows at these places, a column at a time.
+
+        All rows in their order are the tensors themselves: a full batch is not copied, so nothing
+        may write into it.
+        """
+        index = None if list(places) == list(range(len(self))) else torch.tensor(places)
+        found = {}
+        for name, column in self.columns.items():
+            if not isinstance(column, Tensor):
+                found[name] = default_collate([column[place] for place in places])
+            else:
+                found[name] = column if index is None else column.index_select(0, index)
+        return found

@@ -50,9 +50,9 @@ WORDS = Words(
 class Config(RunConfig):
     """One run on MNIST, or on scikit-learn's digits where MNIST cannot be had."""
 
-    # With MNIST's four files, train-images-idx3-ubyte.gz and so on; without it, the hub's.
-    folder: str = ""
-    hub: str = "ylecun/mnist"  # on the Hugging Face hub; empty for scikit-learn's digits at once
+    # With MNIST's four files, train-images-idx3-ubyte.gz and so on; null for the hub's.
+    folder: str | None = None
+    hub: str | None = "ylecun/mnist"  # of the Hugging Face hub; null for scikit-learn's digits
     train_images: int = 5000
     validation_images: int = 5000  # clean, for the upper level
     test_images: int = 10000  # clean, looked at when a run has ended
@@ -137,14 +137,14 @@ def noisy_images(config: Config) -> NoisyImages:
                 f"{keys}: {asked:,} asked for, of {len(found[part]):,} images there are"
             )
     order = torch.randperm(len(found["train"]), generator=generator)
+    of_test = torch.randperm(len(found["test"]), generator=generator)[:test]
     clean = found["train"][order[:train]]
     label = flip_labels(clean.label, torch.arange(train), config.wrong, generator)
-    places = torch.randperm(len(found["test"]), generator=generator)[:test]
     return NoisyImages(
         Images(clean.image, label),
         label == clean.label,
         found["train"][order[train : train + validation]],
-        found["test"][places],
+        found["test"][of_test],
     )
 
 

@@ -36,12 +36,12 @@ class Images:
         return Images(self.image[places], self.label[places])
 
 
-def load_images(folder: str, hub: str) -> dict[str, Images] | None:
+def load_images(folder: str | None, hub: str | None) -> dict[str, Images] | None:
     """MNIST: the images to train on, and those to test on.
 
     Args:
-        folder: with MNIST's four gzipped files; empty to take the hub's.
-        hub: name of the data set on the Hugging Face hub; empty for none.
+        folder: with MNIST's four gzipped files; None to take the hub's.
+        hub: name of the data set on the Hugging Face hub; None for none.
 
     Returns:
         ``"train"`` and ``"test"``; None where no folder is given and the hub does not have it
