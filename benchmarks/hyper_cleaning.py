@@ -18,7 +18,10 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,7 @@ WEIGHTINGS = {
     "instance_network": ["weighting=instance_network", "upper.learning_rate=0.01"],
 }
 TUNED = {  # of a hypergradient method
-    "cg": ["hypergradient_options.iterations=5", "hypergradient_options.damping=0.1"],
+    "cg": ["hypergradient_options.iterations=5", "hypergradient_options.damping=0.01"],
     "neumann": ["hypergradient_options.iterations=5"],
 }
 METHODS = [*WEIGHTINGS, "identity", "cg", "neumann", "unrolled"]
@@ -121,42 +124,49 @@ def shown(values: list[float], digits: int) -> str:
     return f"{mean} ± {half:.{digits}f}"
 
 
+def of_seed(options: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
+    """The numbers of every method on one seed; memory is counted on the first."""
+    logging.basicConfig(level=logging.WARNING)
+    warnings.simplefilter("once", CurvatureWarning)
+    torch.set_num_threads(1)
+    data = noisy_images(config_of(options, seed))
+    counted = seed == options.first
+    found = {}
+    for name in [*options.methods, *options.others]:
+        if name in options.others:
+            found[name] = another(options, name, seed, counted, data)
+        else:
+            found[name] = ours(options, name, seed, counted)
+        print(seed, name, {k: round(v, 4) for k, v in found[name].items()}, file=sys.stderr)
+    return found
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", help="with MNIST's four files; by default the hub's")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="seed; for tuning, 100")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, a thread each")
     parser.add_argument("--network", choices=("linear", "mlp"), default="linear")
     parser.add_argument("--methods", nargs="*", default=METHODS, help="or any hypergradient")
     parser.add_argument("--others", nargs="*", choices=OTHERS, help="libraries; all by default")
     parser.add_argument("--overrides", nargs="*", default=[], metavar="key=value")
     options = parser.parse_args()
-    others = list(OTHERS) if options.others == [] else options.others or []
-    if others and find_spec("boat_torch") is None:
+    options.others = list(OTHERS) if options.others == [] else options.others or []
+    if options.others and find_spec("boat_torch") is None:
         print("no boat_torch here: BOAT is left out; benchmarks/others.py says how to install it",
               file=sys.stderr)  # fmt: skip
-        others = [name for name in others if OTHERS[name][0] is not boat]
-    logging.basicConfig(level=logging.WARNING)
-    warnings.simplefilter("once", CurvatureWarning)
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in [*options.methods, *others]}
-    for seed in range(options.first, options.first + options.seeds):
-        data = noisy_images(config_of(options, seed))
-        for name in runs:
-            counted = seed == options.first
-            numbers = (
-                another(options, name, seed, counted, data)
-                if name in others
-                else ours(options, name, seed, counted)
-            )
-            runs[name].append(numbers)
-            print(seed, name, {k: round(v, 4) for k, v in numbers.items()}, file=sys.stderr)
+        options.others = [name for name in options.others if OTHERS[name][0] is not boat]
+    seeds = range(options.first, options.first + options.seeds)
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(partial(of_seed, options), seeds))
     header = ["method", "test accuracy", "F1", "validation accuracy", "seconds", "MB"]
-    columns = [("accuracy", 3), ("f1", 3), ("validation_accuracy", 3), ("seconds", 1), ("MB", 0)]
-    rows = [
-        [name, *(shown([run[key] for run in found if key in run], n) for key, n in columns)]
-        for name, found in runs.items()
-    ]
+    columns = [("accuracy", 3), ("f1", 3), ("validation_accuracy", 3), ("seconds", 1), ("MB", 1)]
+    rows = []
+    for name in found[0]:
+        runs = [of[name] for of in found]
+        rows.append([name, *(shown([run[k] for run in runs if k in run], n) for k, n in columns)])
     print(table(header, rows))
 
 

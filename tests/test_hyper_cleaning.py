@@ -209,6 +209,34 @@ def test_learned_weights_tell_wrong_labels(network: str) -> None:
     assert numbers["accuracy"] > run(f"network={network}", "weighting=uniform")["accuracy"] + 0.05
 
 
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ([], {"activation": "sigmoid"}),
+        (["weighting=instance_table"], {"activation": "sigmoid"}),
+        (["weighting=uniform"], {}),
+        (["weighting_options.hidden=9", "weighting=instance_network"], {"hidden": 9}),
+    ],
+)
+def test_a_word_leaves_the_options_of_what_it_replaces(
+    words: list[str], options: dict[str, object]
+) -> None:
+    assert load_config("hyper_cleaning", words).weighting_options == options
+
+
+def test_a_solver_keeps_its_options_with_any_product(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(
+        "task: hyper_cleaning\nout: run\nsteps: 9\nhypergradient: neumann\n"
+        "hypergradient_options: {iterations: 7}\n"
+        "lower: {learning_rate: 1, batch_size: 1}\nupper: {learning_rate: 1, batch_size: 1}\n"
+    )
+    assert load_config(str(path), ["hypergradient=neumann+forward"]).hypergradient_options == {
+        "iterations": 7
+    }
+    assert load_config(str(path), ["hypergradient=nystrom"]).hypergradient_options == {}
+
+
 def test_a_full_batch_of_columns_is_not_copied() -> None:
     rows = Columns({"x": torch.rand(4, 2), "name": list("abcd")})
     stream = BatchStream(rows, 4, default_collate, seed=0, gather=rows.batch)

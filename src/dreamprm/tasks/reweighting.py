@@ -134,8 +134,10 @@ class ReweightingTask:
 
     def _stream(self, rows: Sequence[Any], config: OptimizerConfig, seed: int) -> BatchStream:
         size = min(config.batch_size // config.accumulate, len(rows))
-        at_once = isinstance(rows, Columns) and self.collate is default_collate
-        return BatchStream(rows, size, self.collate, seed, gather=rows.batch if at_once else None)
+        gather = None
+        if isinstance(rows, Columns) and self.collate is default_collate:
+            gather = rows.batch
+        return BatchStream(rows, size, self.collate, seed, gather=gather)
 
 
 def rows_of(train: Sequence[Mapping[str, Any]], group: str, example: Callable[[], Any]) -> Rows:
