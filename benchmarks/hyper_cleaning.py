@@ -128,7 +128,6 @@ def of_seed(options: argparse.Namespace, seed: int) -> dict[str, dict[str, float
     """The numbers of every method on one seed; memory is counted on the first."""
     logging.basicConfig(level=logging.WARNING)
     warnings.simplefilter("once", CurvatureWarning)
-    torch.set_num_threads(1)
     data = noisy_images(config_of(options, seed))
     counted = seed == options.first
     found = {}
@@ -159,8 +158,13 @@ def main() -> None:
               file=sys.stderr)  # fmt: skip
         options.others = [name for name in options.others if OTHERS[name][0] is not boat]
     seeds = range(options.first, options.first + options.seeds)
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        found = list(pool.map(partial(of_seed, options), seeds))
+    one = partial(of_seed, options)
+    if options.jobs == 1:
+        found = list(map(one, seeds))
+    else:
+        spawn = get_context("spawn")
+        with ProcessPoolExecutor(options.jobs, spawn, torch.set_num_threads, (1,)) as pool:
+            found = list(pool.map(one, seeds))
     header = ["method", "test accuracy", "F1", "validation accuracy", "seconds", "MB"]
     columns = [("accuracy", 3), ("f1", 3), ("validation_accuracy", 3), ("seconds", 1), ("MB", 1)]
     rows = []

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from betty.configs import Config, EngineConfig
 from betty.engine import Engine
+from betty.logging.logger_base import get_logger
 from betty.problems import ImplicitProblem
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -68,7 +69,7 @@ def betty(config: Cleaning, data: NoisyImages, type: str, options: Mapping[str, 
         type: darts, neumann or cg.
         options: of betty's Config.
     """
-    logging.disable(logging.INFO)
+    get_logger().setLevel(logging.WARNING)  # it prints
     found = Runnable(config, data)
     lower = _Lower(
         "lower",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import logging
+import runpy
+import sys
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -265,6 +267,23 @@ def test_a_run_says_what_was_measured(tmp_path: Path) -> None:
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert '"validation/validation_accuracy"' in metrics
     assert '"validation/accuracy"' not in metrics  # of the test images, before the end
+
+
+def test_the_benchmark_prints_a_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(__file__).parent.parent / "benchmarks"
+    words = ["--seeds", "2", "--methods", "uniform", "identity", "--others", "betty: darts"]
+    words += ["--overrides", "hub=null", "steps=20"]
+    monkeypatch.setattr(sys, "argv", ["hyper_cleaning.py", *words])
+    monkeypatch.syspath_prepend(str(folder))
+    runpy.run_path(str(folder / "hyper_cleaning.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    uniform, identity, other = ([c.strip() for c in line.split("|")] for line in lines[-3:])
+    assert (uniform[1], identity[1], other[1]) == ("uniform", "identity", "betty: darts")
+    assert uniform[3] == "–"
+    # betty's finite difference is the same hypergradient, and all else is the same.
+    assert abs(float(identity[3].split()[0]) - float(other[3].split()[0])) < 0.01
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason=f"MNIST is not in {MNIST}")

@@ -118,7 +118,7 @@ def noisy_images(config: Config) -> NoisyImages:
     found = load_images(config.folder, config.hub)
     if found is None:
         digits = scikit_digits()
-        share = len(digits) / (train + validation + test)
+        share = min(1, len(digits) / (train + validation + test))
         train, validation = max(1, int(share * train)), max(1, int(share * validation))
         test = min(test, len(digits) - train - validation)
         log.warning(
