@@ -1,4 +1,4 @@
-"""The two problems of noisy labels: a classifier, and whose labels it is to trust."""
+"""The two problems of noisy labels: a classifier, and which labels it is to trust."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class DigitClassifier(ReweightedProblem):
         return cross_entropy(self(batch["image"]), batch["label"], reduction="none")
 
 
-class AnnotatorWeighting(WeightingProblem):
+class LabelTrust(WeightingProblem):
     """The upper problem: the classifier's loss on the clean meta set."""
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:

@@ -50,7 +50,9 @@ def test_the_worst_group_is_as_in_the_paper() -> None:
         }
         q = {name: q[name] * math.exp(0.5 * means.get(name, 0.0)) for name in q}
         q = {name: value / sum(q.values()) for name, value in q.items()}
-        weights = module({"index": torch.tensor(index)}, torch.tensor(losses))
+        of_step = torch.tensor(losses, requires_grad=True)
+        weights = module({"index": torch.tensor(index)}, of_step)
+        assert torch.equal(weights, module({"index": torch.tensor(index)}, of_step.detach()))
         # The weighted mean over samples is the weighted sum over groups.
         total = (weights * torch.tensor(losses)).mean().item()
         assert total == pytest.approx(sum(q[name] * mean for name, mean in means.items()))

@@ -18,9 +18,9 @@ from dreamprm.tasks.noisy_labels import build, noisy_digits
 def test_only_unreliable_annotators_flip_labels() -> None:
     noisy = noisy_digits(6, 4, 0.4, meta=100, test=600, seed=1)
     clean = noisy_digits(6, 4, 0.0, meta=100, test=600, seed=1)
-    assert (len(noisy.train), len(noisy.meta), len(noisy.test["label"])) == (1097, 100, 600)
+    assert (len(noisy.train), len(noisy.meta), len(noisy.test)) == (1097, 100, 600)
     assert all(a["label"] == b["label"] for a, b in zip(noisy.meta, clean.meta, strict=True))
-    assert torch.equal(noisy.test["label"], clean.test["label"])
+    assert torch.equal(noisy.test.label, clean.test.label)
     for annotator in range(6):
         flips = [
             bool(a["label"] != b["label"])

@@ -35,6 +35,9 @@ def read_config(
 ) -> Schema:
     """Reads a config and checks every value of it.
 
+    Options in the file are of what it names: where a word gives ``weighting`` another value, the
+    file's ``weighting_options`` are left out, and so with all that has options.
+
     Args:
         config: a path, or the name of a shipped config.
         overrides: ``key=value``, dots for what is nested.
@@ -51,6 +54,7 @@ def read_config(
     found = _as_schema(found, schema, where)
     refuse_resolvers(found, where)
     merged = _merge(merged, OmegaConf.create(found), where)
+    _leave_options(merged, overrides)
     for override in overrides:
         _key, equals, _ = override.partition("=")
         if not equals:
@@ -203,6 +207,15 @@ def _resolved(config: Any, schema: type, where: str, overrides: Sequence[str]) -
         raise UserError(f"{at}: {_first_line(error)[:200]}") from error
     refuse_dollars(found, where)
     return _merge(OmegaConf.structured(schema), found, where)
+
+
+def _leave_options(config: Any, overrides: Sequence[str]) -> None:
+    """Takes out the options of what the words replace; a solver keeps its own with any product."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        before = config.get(key) if f"{key}_options" in config else None
+        if before is not None and value.partition("+")[0] != before.partition("+")[0]:
+            config[f"{key}_options"] = {}
 
 
 def _merge(base: Any, change: Any, where: str) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
-from torch import Tensor, cat
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
 
 from dreamprm.errors import UserError
 
@@ -37,6 +39,21 @@ class Columns(Sequence[dict[str, Any]]):
     def __getitem__(self, row: int | slice) -> dict[str, Any] | Columns:
         found = {name: column[row] for name, column in self.columns.items()}
         return Columns(found) if isinstance(row, slice) else found
+
+    def batch(self, places: Sequence[int]) -> dict[str, Any]:
+        """What ``default_collate`` makes of the rows at these places, a column at a time.
+
+        All rows in their order are the tensors themselves: a full batch is not copied, so nothing
+        may write into it.
+        """
+        index = None if list(places) == list(range(len(self))) else torch.tensor(places)
+        found = {}
+        for name, column in self.columns.items():
+            if not isinstance(column, Tensor):
+                found[name] = default_collate([column[place] for place in places])
+            else:
+                found[name] = column if index is None else column.index_select(0, index)
+        return found
 
 
 META = "meta"  # the group of meta rows among the training rows
@@ -74,5 +91,5 @@ def training_rows(
 
 def _joined(first: Any, second: Any) -> Any:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return cat([first, second])
+        return torch.cat([first, second])
     return [*first, *second]

@@ -50,8 +50,8 @@ class FidelityConfig:
 class RunConfig:
     """One run of any task; a task's own config is a dataclass on this one."""
 
-    # What runs: prm, noisy_labels, an importable module, or the path of a .py file, which is taken
-    # from the folder of the config.
+    # What runs: prm, noisy_labels, hyper_cleaning, an importable module, or the path of a .py file,
+    # which is taken from the folder of the config.
     task: str = "prm"
     # Modules, named in the same ways, that are imported first: what they register is known then.
     plugins: list[str] = field(default_factory=list)

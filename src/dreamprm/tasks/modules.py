@@ -13,7 +13,7 @@ from dreamprm.config.reading import read_config, read_keys
 from dreamprm.errors import UserError
 from dreamprm.tasks.config import RunConfig
 
-BUILT_IN = ("noisy_labels", "prm")  # modules of dreamprm.tasks
+BUILT_IN = ("hyper_cleaning", "noisy_labels", "prm")  # modules of dreamprm.tasks
 
 
 def load_config(config: str, overrides: Sequence[str] = ()) -> Any:

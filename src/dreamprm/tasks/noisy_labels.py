@@ -10,15 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from dreamprm.config.checking import check_numbers
 from dreamprm.errors import UserError
-from dreamprm.problems.noisy_labels import AnnotatorWeighting, DigitClassifier
+from dreamprm.problems.noisy_labels import DigitClassifier, LabelTrust
 from dreamprm.run_directory.opening import RunDirectory
 from dreamprm.tasks.columns import Columns
 from dreamprm.tasks.config import RunConfig
+from dreamprm.tasks.mnist import Images, accuracy, flip_labels, scikit_digits
 from dreamprm.tasks.reweighting import ReweightingTask
 from dreamprm.words import Metric, Words
 
@@ -66,23 +66,17 @@ def build(config: Config, run: RunDirectory) -> ReweightingTask:
         config.seed,
     )
 
-    def accuracy(network: nn.Module) -> dict[str, float]:
-        image, label = data.test["image"], data.test["label"]
-        device = next(network.parameters()).device
-        right = network(image.to(device)).argmax(-1).cpu() == label
-        return {"accuracy": right.float().mean().item()}
-
     return ReweightingTask(
         config,
         model=lambda: nn.Sequential(
             nn.Linear(64, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 10)
         ),
         lower=DigitClassifier,
-        upper=AnnotatorWeighting,
+        upper=LabelTrust,
         train=data.train,
         meta=data.meta,
         group="annotator",
-        validate=accuracy,
+        validate=lambda network: {"accuracy": accuracy(network, data.test)},
         words=WORDS,
     )
 
@@ -94,7 +88,7 @@ class Digits:
 
     train: Columns
     meta: Columns
-    test: dict[str, Tensor]
+    test: Images
 
 
 def noisy_digits(
@@ -114,31 +108,23 @@ def noisy_digits(
         UserError: nothing is left to train on.
     """
     generator = torch.Generator().manual_seed(seed)
-    images, labels = load_digits(return_X_y=True)
-    if meta + test >= len(labels):
+    digits = scikit_digits()
+    if meta + test >= len(digits):
         raise UserError(
-            f"meta_images {meta} and test_images {test} leave none of {len(labels)} to train on"
+            f"meta_images {meta} and test_images {test} leave none of {len(digits)} to train on"
         )
-    order = torch.randperm(len(labels), generator=generator)
-    image = torch.tensor(images, dtype=torch.float32)[order] / 16
-    label = torch.tensor(labels)[order]
-    annotator = torch.arange(len(label)) % annotators
-    noisy = label.clone()
-    in_train = torch.arange(len(label)) >= meta + test
+    digits = digits[torch.randperm(len(digits), generator=generator)]
+    annotator = torch.arange(len(digits)) % annotators
+    noisy = digits.label
+    in_train = torch.arange(len(digits)) >= meta + test
     for each in range(annotators - unreliable, annotators):
         mine = (in_train & (annotator == each)).nonzero().squeeze(1)
-        chosen = mine[torch.randperm(len(mine), generator=generator)[: round(flipped * len(mine))]]
-        shift = torch.randint(1, 10, (len(chosen),), generator=generator)
-        noisy[chosen] = (label[chosen] + shift) % 10
-    names = [f"annotator-{each}" for each in annotator[meta + test :].tolist()]
-
-    def clean(start: int, stop: int) -> dict[str, Tensor]:
-        return {"image": image[start:stop], "label": label[start:stop]}
-
+        noisy = flip_labels(noisy, mine, flipped, generator)
     train: dict[str, Tensor | list[str]] = {
-        "image": image[meta + test :],
+        "image": digits.image[meta + test :],
         "label": noisy[meta + test :],
-        "annotator": names,
-        "clean": (noisy == label)[meta + test :],
+        "annotator": [f"annotator-{each}" for each in annotator[meta + test :].tolist()],
+        "clean": (noisy == digits.label)[meta + test :],
     }
-    return Digits(Columns(train), Columns(clean(0, meta)), clean(meta, meta + test))
+    clean = Columns({"image": digits.image[:meta], "label": digits.label[:meta]})
+    return Digits(Columns(train), clean, digits[meta : meta + test])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer, SparseAdam
 from torch.utils.data import default_collate
 
-from dreamprm.data.batches import BatchStream
+from dreamprm.data.batches import BatchStream, to_device
 from dreamprm.engines.base import EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError, unknown_name
@@ -51,6 +51,8 @@ class ReweightingTask:
         validate: gives numbers of the module, at every validation; without a graph, in evaluation
             mode.
         measure: the same at the end of a run, for the summary; ``validate`` where it is not given.
+        measure_weights: gives numbers of what the training rows count at the end of a run, [n], for
+            the summary; not asked where every sample counts 1. See :meth:`row_weights`.
         collate: makes a batch of rows.
         words: in which the report and the tables speak.
         digests: of the data, by the name of the part; by default of all that the rows hold.
@@ -65,6 +67,7 @@ class ReweightingTask:
     group: str = "domain"
     validate: Callable[[nn.Module], Mapping[str, float]] | None = None
     measure: Callable[[nn.Module], Mapping[str, float]] | None = None
+    measure_weights: Callable[[Tensor], Mapping[str, float]] | None = None
     collate: Callable[[list[Any]], Any] = default_collate
     words: Words = field(default_factory=Words)
     digests: dict[str, str] = field(default_factory=dict)
@@ -96,18 +99,44 @@ class ReweightingTask:
     def end(self, engine: ReweightingEngine, folder: Path) -> dict[str, Any]:
         """The numbers of a run that has ended."""
         measure = self.measure or self.validate
-        if measure is None:
-            return {}
         engine.lower.module.eval()
         with torch.no_grad():
-            return dict(measure(engine.lower.module))
+            numbers = dict(measure(engine.lower.module)) if measure is not None else {}
+            measured = self.measure_weights is not None and engine.weights_from is not None
+            if measured and self.config.train_on == "train":  # else the rows are others
+                assert self.measure_weights is not None
+                numbers |= self.measure_weights(self.row_weights(engine))
+        return numbers
+
+    @torch.no_grad()
+    def row_weights(self, engine: ReweightingEngine) -> Tensor:
+        """What every training row counts, [n], on the CPU.
+
+        Where the weighting does not say it of all rows at once, a row counts what it does in a
+        batch of its neighbours, as large as those of the lower level.
+        """
+        known = engine.row_weights()
+        if known is not None:
+            return known.cpu()
+        stream = self._stream(self.train, self.config.lower, self.config.seed)
+        places = torch.arange(len(self.train)).split(stream.batch_size)
+        found = []
+        for part in places:
+            batch = to_device(stream.collated(part.tolist()), engine.lower.device)
+            losses = engine.lower.sample_losses(batch)
+            found.append(engine.lower.sample_weights(batch, losses).cpu())
+        return torch.cat(found)
 
     def facts(self) -> dict[str, Any]:
         """Nothing beside the numbers."""
         return {}
 
     def _stream(self, rows: Sequence[Any], config: OptimizerConfig, seed: int) -> BatchStream:
-        return BatchStream(rows, config.batch_size // config.accumulate, self.collate, seed)
+        size = min(config.batch_size // config.accumulate, len(rows))
+        gather = None
+        if isinstance(rows, Columns) and self.collate is default_collate:
+            gather = rows.batch
+        return BatchStream(rows, size, self.collate, seed, gather=gather)
 
 
 def rows_of(train: Sequence[Mapping[str, Any]], group: str, example: Callable[[], Any]) -> Rows:

@@ -39,7 +39,8 @@ class WorstGroup(nn.Module):
     """Group DRO (Sagawa et al. 2020, arXiv 1911.08731, algorithm 1): L = Σ_k q_k L_k.
 
     At every step q_k ← q_k e^(η L_k), normalised, for the groups in the batch, whose mean loss L_k
-    is. The weight of a sample is q_k over the share of its group in the batch.
+    is. The weight of a sample is q_k over the share of its group in the batch. Losses without a
+    graph are of no step, and leave q as it is.
 
     Args:
         groups: names of the K groups.
@@ -56,15 +57,16 @@ class WorstGroup(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: dict[str, Any], losses: Tensor) -> Tensor:
-        """The weight of every sample, [b], by ``batch["index"]`` [b]; takes a step on q."""
+        """The weight of every sample, [b], by ``batch["index"]`` [b]."""
         if self.log_q.device != losses.device:
             self.to(losses.device)
             self.places = self.places.to(losses.device)
         group = self.places[batch["index"]]
         counts = torch.bincount(group, minlength=len(self.groups))
-        sums = self.log_q.new_zeros(len(self.groups)).index_add(0, group, losses.to(self.log_q))
-        self.log_q += self.rate * sums / counts.clamp(min=1)
-        self.log_q -= self.log_q.logsumexp(0)
+        if losses.requires_grad:
+            sums = torch.zeros_like(self.log_q).index_add(0, group, losses.to(self.log_q))
+            self.log_q += self.rate * sums / counts.clamp(min=1)
+            self.log_q -= self.log_q.logsumexp(0)
         return (self.log_q.exp()[group] * len(group) / counts[group]).to(losses.dtype)
 
     def named_weights(self) -> dict[str, float]:
