@@ -1,7 +1,8 @@
 """Meta objectives: what a reward model is held to on solutions of which only the outcome is known.
 
-Each takes ``scores`` s [b], the mean step logit of every solution; ``outcome`` r [b], 1 right and
-0 wrong; and ``question`` [b], equal for solutions of one question.
+Each takes ``scores`` s [b], the mean step logit of every solution, or what else its entry
+aggregates the steps to; ``outcome`` r [b], 1 right and 0 wrong; and ``question`` [b], equal for
+solutions of one question.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from dreamprm.errors import UserError, need_positive, unknown_name
 from dreamprm.hypergradients.interface import keywords, refuse_unknown_options
+from dreamprm.scoring.aggregation import mean_logit, mean_probability
 
 Array = NDArray[np.float64]
 _TOLERANCE = 1e-10  # of the fit's gradient, where scores are in units of their largest deviation
@@ -33,6 +35,15 @@ def aggregation_mse(scores: Tensor, outcome: Tensor, question: Tensor) -> Tensor
     step is still high, so domains with low labels are rewarded whatever their quality.
     """
     return (scores.sigmoid() - outcome).square().mean()
+
+
+def probability_mse(scores: Tensor, outcome: Tensor, question: Tensor) -> Tensor:
+    """mean (p − r)², p the mean probability of a solution's steps (DreamPRM-1.5, arXiv 2509.05542).
+
+    Which is the squared distance to 1 of the mean probability of the token that the outcome asks
+    for, "+" or "−". It sees the level of the scores, as ``aggregation_mse``.
+    """
+    return (scores - outcome).square().mean()
 
 
 def pairwise(scores: Tensor, outcome: Tensor, question: Tensor) -> Tensor:
@@ -145,14 +156,17 @@ class MetaLoss:
     Attributes:
         value: the loss; its keyword-only arguments are its options, numbers above 0.
         both_outcomes: whether every batch must have right and wrong solutions.
+        aggregate: gives its scores, of step logits and the mask of the steps, both [b, S].
     """
 
     value: Callable[..., Tensor]
     both_outcomes: bool = False
+    aggregate: Callable[[Tensor, Tensor], Tensor] = mean_logit
 
 
 META_LOSSES = {
     "aggregation_mse": MetaLoss(aggregation_mse),
+    "probability_mse": MetaLoss(probability_mse, aggregate=mean_probability),
     "pairwise": MetaLoss(pairwise, both_outcomes=True),
     "calibrated": MetaLoss(calibrated, both_outcomes=True),
 }

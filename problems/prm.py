@@ -38,8 +38,18 @@ class PRMFineTuning(ReweightedProblem):
 
     def sample_losses(self, batch: dict[str, Any]) -> Tensor:
         """The loss of every solution, [b]."""
+        return self.losses_of(self(batch), batch)
+
+    def training_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """As of any; a weighting also finds ``"step_scores"`` in the batch, [b, S], detached."""
+        logits = self(batch)
+        seen = {**batch, "step_scores": logits.detach().sigmoid()}
+        return self.weighted(seen, self.losses_of(logits, batch))
+
+    def losses_of(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
+        """The loss of every solution, [b], by its step logits, [b, S]."""
         mask = batch["label_mask"]
-        losses = self.step_loss(self(batch), batch["step_labels"]) * mask
+        losses = self.step_loss(logits, batch["step_labels"]) * mask
         same_domain = batch["domain"][:, None] == batch["domain"]
         steps_of_domain = (same_domain * mask.sum(-1)).sum(-1)
         return losses.sum(-1) * same_domain.sum(-1) / steps_of_domain.clamp(min=1)
@@ -62,7 +72,8 @@ class DomainWeighting(WeightingProblem):
     ) -> None:
         super().__init__(*args, **parts)
         self.options = options or {}
-        self.meta_loss = meta_loss_named(meta_loss, self.options).value
+        found = meta_loss_named(meta_loss, self.options)
+        self.meta_loss, self.aggregate = found.value, found.aggregate
 
     def size_of(self, batch: dict[str, Any]) -> int:
         """Its solutions."""
@@ -70,8 +81,9 @@ class DomainWeighting(WeightingProblem):
 
     def training_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The meta loss, and for the logs the share of the batch's solutions ranked right."""
-        scores = mean_logit(self.prm(batch), batch["step_mask"])
+        logits, steps = self.prm(batch), batch["step_mask"]
+        scores = self.aggregate(logits, steps)
         loss = self.meta_loss(scores, batch["outcome"], batch["question"], **self.options)
         with torch.no_grad():
-            right = (scores > 0) == batch["outcome"].bool()
+            right = (mean_logit(logits, steps) > 0) == batch["outcome"].bool()
         return {"loss": loss, "accuracy": right.float().mean()}

@@ -46,14 +46,19 @@ class ReweightedProblem(Problem):
 
     def training_step(self, batch: Any) -> dict[str, Tensor]:
         """The weighted mean of the sample losses, and for the logs the plain mean."""
-        losses = self.sample_losses(batch)
+        return self.weighted(batch, self.sample_losses(batch))
+
+    def weighted(self, batch: Any, losses: Tensor) -> dict[str, Tensor]:
+        """The same of sample losses, [b], that are there already."""
         return {
             "loss": (self.sample_weights(batch, losses) * losses).mean(),
             "unweighted_loss": losses.detach().mean(),
         }
 
     def sample_weights(self, batch: Any, losses: Tensor) -> Tensor:
-        """What every sample of a batch counts, [b]."""
+        """What every sample of a batch counts, [b]; 1 in the first ``warmup_steps``."""
+        if 0 < self.count <= self.warmup_steps:
+            return torch.ones_like(losses)
         if self.parents:
             return self.weighting(batch, losses)
         return torch.ones_like(losses) if self.fixed is None else self.fixed(batch, losses)

@@ -34,7 +34,7 @@ def batches(kind: str, sizes: tuple[int, ...], seed: int = 0) -> Iterator[tuple[
 
 
 def value(scores: Tensor, outcome: Tensor, ridge: float = 0.1) -> Tensor:
-    return calibrated(scores, outcome, torch.arange(len(scores)), ridge)
+    return calibrated(scores, outcome, torch.arange(len(scores)), ridge=ridge)
 
 
 def gradient(scores: Tensor, outcome: Tensor, ridge: float = 0.1) -> Tensor:

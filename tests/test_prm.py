@@ -158,12 +158,12 @@ QUESTION = torch.tensor([0, 0, 1, 1, 2])
 
 @pytest.mark.parametrize("name", META_LOSSES)
 def test_only_the_level_invariant_losses_ignore_the_level(name: str) -> None:
-    scores = torch.tensor([0.5, -0.2, 1.0, 0.7, 2.0], dtype=torch.float64, requires_grad=True)
+    scores = torch.tensor([0.5, 0.2, 1.0, 0.7, 2.0], dtype=torch.float64, requires_grad=True)
     outcome = OUTCOME.double()
     loss = META_LOSSES[name].value(scores, outcome, QUESTION)
     shifted = META_LOSSES[name].value(scores + 3.0, outcome, QUESTION)
     (gradient,) = torch.autograd.grad(loss, scores)
-    if name == "aggregation_mse":
+    if name in ("aggregation_mse", "probability_mse"):
         assert abs(loss.item() - shifted.item()) > 0.01
         assert abs(gradient.sum().item()) > 0.01
     else:
@@ -368,7 +368,7 @@ def test_the_meta_losss_options_reach_it() -> None:
         found.append(problem.training_step(batch)["loss"].item())
     scores = logits[:, 0]
     expected = [
-        calibrated(scores, batch["outcome"], batch["question"], r).item() for r in (0.1, 0.7)
+        calibrated(scores, batch["outcome"], batch["question"], ridge=r).item() for r in (0.1, 0.7)
     ]
     assert found == expected
     assert abs(found[0] - found[1]) > 0.01

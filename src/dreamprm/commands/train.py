@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from dreamprm.commands.arguments import Commands, add_existing, add_overrides
+from dreamprm.config.reading import shipped_runs
 from dreamprm.tables import table
 from dreamprm.words import Words, is_number
 
@@ -18,6 +19,7 @@ def add(commands: Commands) -> None:
     demo.set_defaults(config="demo")
     train = commands.add_parser("train", help="run a task: a model and the weights of its data")
     train.add_argument("config", metavar="CONFIG", help="a path, or the name of a shipped config")
+    train.add_argument("--list", action=_List, nargs=0, help="name the shipped configs, and end")
     for command in (demo, train):
         add_overrides(command)
         command.add_argument("--out", metavar="DIR", help="the run directory; the same as out=DIR")
@@ -26,6 +28,17 @@ def add(commands: Commands) -> None:
             "--print-config", action="store_true", help="print every key and value, and do not run"
         )
         command.set_defaults(run=run)
+
+
+class _List(argparse.Action):
+    """Prints the shipped configs and ends, whatever else is asked for, as --help does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        found = shipped_runs()
+        width = max(map(len, found))
+        for name, line in found.items():
+            print(f"{name:{width}}  {line}")
+        parser.exit()
 
 
 def run(options: argparse.Namespace) -> None:

@@ -27,6 +27,16 @@ def shipped_configs() -> list[str]:
     return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
+def shipped_runs() -> dict[str, str]:
+    """The shipped configs that ``dreamprm train`` takes, each with its first line of comment."""
+    texts = {name: _read(name)[0] for name in shipped_configs()}
+    return {
+        name: text.partition("\n")[0].removeprefix("#").strip()
+        for name, text in texts.items()
+        if "steps" in _values(text, name)  # which every run must say
+    }
+
+
 def read_config(
     config: str,
     overrides: list[str],

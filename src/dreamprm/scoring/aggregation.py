@@ -31,6 +31,11 @@ def mean_logit(logits: Tensor, mask: Tensor) -> Tensor:
     return (logits * mask).sum(-1) / mask.sum(-1)
 
 
+def mean_probability(logits: Tensor, mask: Tensor) -> Tensor:
+    """The mean of the step scores of each solution, in (0, 1); arguments as of ``mean_logit``."""
+    return mean_logit(logits.sigmoid(), mask)
+
+
 def aggregate(step_logits: Sequence[float], aggregation: str = "mean_logit") -> float:
     """The aggregated score of one solution, in float64.
 

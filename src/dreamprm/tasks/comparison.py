@@ -21,7 +21,7 @@ STEPS = 60
 # A learning rate of 0 at the end of a schedule would end sama too.
 BRIEFLY = (
     *(f"steps={STEPS}", f"validate_every={STEPS}", "lower.schedule=constant", "device=cpu"),
-    "out=briefly",
+    *("cold_start=0", "out=briefly"),
 )
 
 

@@ -58,6 +58,9 @@ class RunConfig:
     seed: int = 0
     steps: int = MISSING  # of the lower level
     unroll_steps: int = 5  # steps of the lower level for one of the upper
+    # The first so many of the steps are plain ones: every sample counts 1, and the upper level
+    # waits.
+    cold_start: int = 0
     # How the upper level sees through the lower one: a name that `dreamprm hypergradients` lists,
     # or solver+product. identity takes the product that is right for the precision.
     hypergradient: str = "identity"
@@ -89,6 +92,11 @@ class RunConfig:
     FREE: ClassVar[tuple[str, ...]] = (
         *("task", "plugins", "out", "device", "log_every", "checkpoint_every"),
     )
+
+    @property
+    def upper_steps(self) -> int:
+        """How many steps the upper level takes."""
+        return max(0, self.steps // self.unroll_steps - self.cold_start // self.unroll_steps)
 
     def check(self, where: str) -> None:
         """Refuses values that are out of range, or do not go together; tasks add their own.
@@ -134,7 +142,8 @@ def check_run(config: RunConfig, where: str) -> None:
         where,
         0,
         (
-            *("seed", "checkpoint_every", "fidelity.every", "hypergradient_batch_size"),
+            *("seed", "cold_start", "checkpoint_every", "fidelity.every"),
+            "hypergradient_batch_size",
             *("early_stopping.patience", *_both(("weight_decay", "warmup_steps", "clip"))),
         ),
     )
@@ -143,9 +152,10 @@ def check_run(config: RunConfig, where: str) -> None:
         check_weighting(config.weighting, config.weighting_options)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    if WEIGHTINGS[config.weighting].learned and config.steps < config.unroll_steps:
+    if WEIGHTINGS[config.weighting].learned and not config.upper_steps:
+        cold = f", cold_start {config.cold_start}" if config.cold_start else ""
         raise UserError(
-            f"{where}: steps is {config.steps} and unroll_steps {config.unroll_steps}: "
+            f"{where}: steps is {config.steps}{cold} and unroll_steps {config.unroll_steps}: "
             "the upper level would never take a step"
         )
     for level in ("lower", "upper"):

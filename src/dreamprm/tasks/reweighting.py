@@ -203,6 +203,7 @@ def link(
             options=config.hypergradient_options,
             fidelity_every=config.fidelity.every,
             unroll_steps=config.unroll_steps,
+            warmup_steps=config.cold_start,
             precision=config.precision,
             gradient_clipping=config.lower.clip,
             gradient_accumulation=config.lower.accumulate,
@@ -226,7 +227,7 @@ def link(
             ),
             module=weights,
             optimizer=optimizer,
-            scheduler=build_schedule(optimizer, config.upper, config.steps // config.unroll_steps),
+            scheduler=build_schedule(optimizer, config.upper, config.upper_steps),
             train_data_loader=meta(),
         )
     made = engine(lower_problem, upper_problem, engine_config(config, folder), **parts)

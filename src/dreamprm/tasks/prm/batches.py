@@ -84,10 +84,11 @@ def meta_batches(
                 "or take meta_loss=aggregation_mse"
             )
         log.warning(
-            "all %d usable solutions of the meta set are %s: aggregation_mse will reward "
+            "all %d usable solutions of the meta set are %s: %s will reward "
             "whatever moves all scores that way",
             len(rows),
             only,
+            meta_loss,
         )
     if not META_LOSSES[meta_loss].both_outcomes:
         return BatchStream(rows, batch_size, encode, seed)

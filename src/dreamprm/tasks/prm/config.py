@@ -44,7 +44,7 @@ class StoppingConfig(EarlyStoppingConfig):
 class Config(RunConfig):
     """One run of DreamPRM."""
 
-    # pairwise, calibrated, aggregation_mse
+    # pairwise, calibrated, aggregation_mse (DreamPRM), probability_mse (DreamPRM-1.5)
     meta_loss: str = "pairwise"
     meta_loss_options: dict[str, Any] = field(default_factory=dict)  # calibrated: ridge
     step_loss: str = "squared_error"  # or cross_entropy
@@ -62,6 +62,9 @@ class Config(RunConfig):
 
     def check(self, where: str) -> None:
         """Refuses values that are out of range, or do not go together."""
+        # Makes step_network known; needs torch, as all registries do.
+        import dreamprm.tasks.prm.step_network  # noqa: F401
+
         super().check(where)
         check_prm(self, where)
 
