@@ -19,13 +19,17 @@ from dreamprm.problems.noisy_labels import AnnotatorWeighting, DigitClassifier
 from dreamprm.run_directory.opening import RunDirectory
 from dreamprm.tasks.columns import Columns
 from dreamprm.tasks.config import RunConfig
+from dreamprm.tasks.corrections import CORRECTIONS
 from dreamprm.tasks.reweighting import ReweightingTask
 from dreamprm.words import Metric, Words
 
 WORDS = Words(
     group="annotator",
     sample="image",
-    metrics={"accuracy": Metric("accuracy", "share of test images whose digit is told right")},
+    metrics={
+        "accuracy": Metric("accuracy", "share of test images whose digit is told right"),
+        **CORRECTIONS,
+    },
     tiles=("accuracy",),
 )
 
@@ -82,6 +86,7 @@ def build(config: Config, run: RunDirectory) -> ReweightingTask:
         train=data.train,
         meta=data.meta,
         group="annotator",
+        truth=data.truth.tolist(),
         validate=accuracy,
         words=WORDS,
     )
@@ -90,9 +95,10 @@ def build(config: Config, run: RunDirectory) -> ReweightingTask:
 @dataclass(frozen=True)
 class Digits:
     """Images [n, 64] and labels [n]; of the training images also who labelled them, and
-    whether rightly."""
+    whether rightly. ``truth``, [n], is what their labels should be: nothing is trained on it."""
 
     train: Columns
+    truth: Tensor
     meta: Columns
     test: dict[str, Tensor]
 
@@ -141,4 +147,6 @@ def noisy_digits(
         "annotator": names,
         "clean": (noisy == label)[meta + test :],
     }
-    return Digits(Columns(train), Columns(clean(0, meta)), clean(meta, meta + test))
+    return Digits(
+        Columns(train), label[meta + test :], Columns(clean(0, meta)), clean(meta, meta + test)
+    )
