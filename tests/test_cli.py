@@ -320,7 +320,9 @@ def test_wrong_files_and_folders(
 
 
 def test_every_shipped_config_is_valid() -> None:
-    assert shipped_configs() == ["annotate", "demo", "dreamprm", "gsm8k", "mathv", "noisy_labels"]
+    assert shipped_configs() == [
+        *("annotate", "demo", "dreamprm", "gsm8k", "label_correction", "mathv", "noisy_labels")
+    ]
     for name in shipped_configs()[1:]:  # the first one is of another command
         assert load_config(name, []).out == f"runs/{name}"
 

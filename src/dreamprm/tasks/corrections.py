@@ -18,7 +18,7 @@ def corrections(labels: Iterable[tuple[Any, Any]], truth: Iterable[Any]) -> dict
     """How many wrong labels were set right, and how many right ones led astray.
 
     A label in [0, 1] is right on the truth's side of 0.5, a row of class probabilities where the
-    true class has the largest.
+    true class has the largest. What is given or should be 0.5 itself is on no side: not counted.
 
     Args:
         labels: of every row as given (a number, a class, or numbers and None) and as corrected (of
@@ -52,12 +52,16 @@ def _sides(given: Any, corrected: Any, true: Any) -> Iterator[tuple[Any, Any, An
     if isinstance(given, list | tuple):
         for triple in zip(given, corrected, true, strict=True):
             if None not in triple:
-                before, after, should = (value >= 0.5 for value in triple)
-                yield before, after, should
+                yield from _sides(*triple)
     elif isinstance(corrected, list):
         yield given, max(range(len(corrected)), key=corrected.__getitem__), true
-    else:
-        yield given >= 0.5, corrected >= 0.5, true >= 0.5
+    elif given != 0.5 and true != 0.5:
+        yield _side(given), _side(corrected), _side(true)
+
+
+def _side(value: float) -> int:
+    """1 above 0.5, −1 below, 0 there."""
+    return (value > 0.5) - (value < 0.5)
 
 
 def _share(part: int, whole: int) -> float | None:
