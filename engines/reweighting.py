@@ -63,6 +63,13 @@ class ReweightingEngine(Engine):
         found = getattr(self.weights_from, "row_weights", None)
         return found() if found is not None else None
 
+    def row_labels(self) -> list[tuple[Any, Any]] | None:
+        """The label of every training row as it was given and as it is, where they are learned."""
+        found = getattr(self.weights_from, "row_labels", None)
+        if found is None:
+            return None
+        return list(zip(self.weights_from.given, found(), strict=True))
+
     def histograms(self) -> dict[str, list[float]]:
         """The weights of the rows, where each has its own."""
         weights = self.row_weights()

@@ -20,6 +20,7 @@ from dreamprm.reporting import write_report
 from dreamprm.run_directory.names import (
     BASELINE,
     CONFIG_FILE,
+    LABELS_FILE,
     ROWS_FILE,
     SUMMARY_FILE,
     WEIGHTS_FILE,
@@ -139,6 +140,13 @@ def _run(
     by_row = engine.row_weights()
     if by_row is not None and rows is not None:
         _write_rows(folder, rows, by_row.tolist())
+    labels = engine.row_labels()
+    if labels is not None and rows is not None:
+        lines = [
+            json.dumps({"id": name, "given": given, "corrected": corrected})
+            for name, (given, corrected) in zip(rows.names(), labels, strict=True)
+        ]
+        write_whole(folder / LABELS_FILE, lines)
     return numbers, weights
 
 

@@ -42,6 +42,7 @@ class PRMFineTuning(ReweightedProblem):
 
     def training_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """As of any; a weighting also finds ``"step_scores"`` in the batch, [b, S], detached."""
+        batch = self.corrected(batch)
         logits = self(batch)
         seen = {**batch, "step_scores": logits.detach().sigmoid()}
         return self.weighted(seen, self.losses_of(logits, batch))

@@ -3,6 +3,9 @@
     lower   L(φ, α) = mean over samples of w_i(α) · ℓ_i(φ)
     upper   M(φ*(α)), on a meta set
 
+The upper problem may give labels in the place of weights: a module that has ``corrected(batch)``
+changes what ℓ_i is of. One that has ``project()`` keeps α in its bounds after every step.
+
 A task says ℓ_i in ``sample_losses`` of its lower problem, M in ``training_step`` of its upper
 problem, and which module turns α into weights.
 """
@@ -46,6 +49,7 @@ class ReweightedProblem(Problem):
 
     def training_step(self, batch: Any) -> dict[str, Tensor]:
         """The weighted mean of the sample losses, and for the logs the plain mean."""
+        batch = self.corrected(batch)
         return self.weighted(batch, self.sample_losses(batch))
 
     def weighted(self, batch: Any, losses: Tensor) -> dict[str, Tensor]:
@@ -54,6 +58,12 @@ class ReweightedProblem(Problem):
             "loss": (self.sample_weights(batch, losses) * losses).mean(),
             "unweighted_loss": losses.detach().mean(),
         }
+
+    def corrected(self, batch: Any) -> Any:
+        """A batch as the losses are taken of it: with other labels, where they are learned."""
+        source = self.weighting.module if self.parents else self.fixed
+        correct = getattr(source, "corrected", None)
+        return batch if correct is None else correct(batch)
 
     def sample_weights(self, batch: Any, losses: Tensor) -> Tensor:
         """What every sample of a batch counts, [b]; 1 in the first ``warmup_steps``."""
@@ -79,8 +89,15 @@ class WeightingProblem(Problem):
     """An upper problem: its module gives the weights; subclasses say the meta loss.
 
     The module is called as ``module(batch, losses) -> weights [b]`` on batches of the lower
-    problem, and may have ``named_weights() -> dict[str, float]`` for the logs.
+    problem, and may have ``named_weights() -> dict[str, float]`` for the logs. Where it has them,
+    the lower problem's batches go through ``corrected(batch) -> batch`` first, and ``project()`` is
+    called after every step.
     """
 
     def __init__(self, *args: Any, name: str = "weighting", **parts: Any) -> None:
         super().__init__(name, *args, **parts)
+
+    @property
+    def param_callback(self) -> Callable[[], None] | None:
+        """What betty calls after every step: the module's own projection, where it has one."""
+        return getattr(self.module, "project", None)

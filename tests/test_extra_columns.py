@@ -72,6 +72,7 @@ def test_columns(tmp_path: Path) -> None:
         "domain": ["d", "e", None],
         "outcome": [True, None, False],
         "steps": [2, 0, 2],
+        "step_labels": [row.get("step_labels") and tuple(row["step_labels"]) for row in ROWS],
         "level": [3, "hard", None],
         "extra": [None, False, None],
     }
@@ -80,7 +81,7 @@ def test_columns(tmp_path: Path) -> None:
             assert table.column(name) == values
             assert table.take(np.array([2, 1, 0])).column(name) == values[::-1]
             assert TrajectoryTable.concatenate([table, table]).column(name) == values * 2
-        known = "domain, extra, id, level, outcome, steps, where"
+        known = "domain, extra, id, level, outcome, step_labels, steps, where"
         message = f"unknown column 'levels': did you mean 'level'. known are {known}"
         with pytest.raises(UserError, match=message):
             table.column("levels")

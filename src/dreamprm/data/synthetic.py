@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +55,14 @@ class Synthetic:
         train: the solutions of every domain, by its name.
         meta: the clean meta set.
         test: questions to select from.
+        truth: by the id of a training solution, what its step labels would be without the trouble
+            of its domain. Not saved, and no part of the data: corrected labels are held against it.
     """
 
     train: dict[str, list[Trajectory]]
     meta: list[Trajectory]
     test: list[SelectionQuestion]
+    truth: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Writes ``train-<domain>.jsonl``, ``meta.jsonl`` and ``test.jsonl``; no others stay.
@@ -109,9 +112,11 @@ def draw_synthetic(
             raise UserError(unknown_name("quality of a synthetic domain", quality, QUALITIES))
     images = _Images(folder / "images", redraw)
     train = {}
+    truth: dict[str, tuple[float | None, ...]] = {}
     for number, (name, quality) in enumerate(domains.items()):
         rng = np.random.default_rng((seed, 0, number))
-        train[name] = _domain(name, quality, solutions, images, rng)
+        train[name], true = _domain(name, quality, solutions, images, rng)
+        truth |= {row.id: labels for row, labels in zip(train[name], true, strict=True)}
     rng = np.random.default_rng((seed, 1))
     rows = [_solution(f"meta-{i}", "meta", _scene(rng), images, rng) for i in range(meta)]
     rng = np.random.default_rng((seed, 2))
@@ -119,28 +124,37 @@ def draw_synthetic(
         train,
         [replace(row, step_labels=None) for row in rows],
         [_question(i, candidates, images, rng) for i in range(questions)],
+        truth,
     )
 
 
 def _domain(
     name: str, quality: str, count: int, images: _Images, rng: np.random.Generator
-) -> list[Trajectory]:
+) -> tuple[list[Trajectory], list[tuple[float | None, ...]]]:
+    """The solutions, and what their step labels would be without the trouble of the domain."""
     easy = quality == "easy"
     rows = [
         _solution(f"{name}-{i}", name, _scene(rng, uniform=easy), images, rng, hint=easy)
         for i in range(count)
     ]
+    truth = [row.step_labels or () for row in rows]
     if quality == "wrong_images":
-        return [replace(row, images=(images.of(_scene(rng)),)) for row in rows]
+        scenes = [_scene(rng) for _ in rows]
+        pairs = list(zip(rows, scenes, strict=True))
+        return (
+            [replace(row, images=(images.of(scene),)) for row, scene in pairs],
+            [tuple(_prefix_chances(row, scene)) for row, scene in pairs],
+        )
     labels = np.array([row.step_labels for row in rows], dtype=float)
     if quality == "random":
         labels = rng.permutation(labels)
     elif quality in ("noisy", "inverted"):
         flip = rng.random(labels.shape) < (0.3 if quality == "noisy" else 1.0)
         labels = np.where(flip, 1 - labels, labels)
-    return [
+    troubled = [
         replace(row, step_labels=tuple(p.tolist())) for row, p in zip(rows, labels, strict=True)
     ]
+    return troubled, truth
 
 
 def _question(

@@ -52,6 +52,7 @@ TYPES = {
 _READ: dict[str, Callable[[Trajectory], Any]] = {
     "id": lambda row: row.id,
     "steps": lambda row: len(row.steps),
+    "step_labels": lambda row: row.step_labels,
 }
 
 
@@ -128,7 +129,8 @@ class TrajectoryTable(Sequence[Trajectory]):
         ``domain`` and ``outcome`` are known without reading a row; else all are read once.
 
         Args:
-            name: ``domain``, ``outcome``, ``id``, ``steps`` (how many), or an extra column.
+            name: ``domain``, ``outcome``, ``id``, ``steps`` (how many), ``step_labels``, or an
+                extra column.
 
         Raises:
             UserError: no row has a column of that name.

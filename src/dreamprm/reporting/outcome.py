@@ -9,7 +9,11 @@ from dreamprm.reporting.content import Cell, Number, Table, Tile, number
 from dreamprm.reporting.run import Run
 from dreamprm.words import Words, is_number
 
-LABELS = {"domain_table": "learned weights", "uniform": "uniform weights"}
+LABELS = {
+    "domain_table": "learned weights",
+    "uniform": "uniform weights",
+    "label_table": "learned labels",
+}
 TILES = 2  # of a task that does not say which
 
 

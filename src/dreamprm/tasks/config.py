@@ -69,8 +69,9 @@ class RunConfig:
     # for all.
     hypergradient_batch_size: int = 0
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
-    # domain_table, instance_table, instance_network: learned. Without an upper level: fixed, given;
-    # uniform, every sample counts 1; oracle, focal, worst_group. docs/tasks.md
+    # domain_table, instance_table, instance_network: learned; label_table: the labels are, in the
+    # place of weights. Without an upper level: fixed, given; uniform, every sample counts 1;
+    # oracle, focal, worst_group. docs/tasks.md
     weighting: str = "domain_table"
     weighting_options: dict[str, Any] = field(default_factory=dict)  # e.g. column, file
     # What the lower level is trained on: the training data, both (the meta set is a group "meta" of

@@ -18,6 +18,7 @@ from dreamprm.problems.noisy_labels import DigitClassifier, LabelTrust
 from dreamprm.run_directory.opening import RunDirectory
 from dreamprm.tasks.columns import Columns
 from dreamprm.tasks.config import RunConfig
+from dreamprm.tasks.corrections import CORRECTIONS
 from dreamprm.tasks.mnist import Images, accuracy, flip_labels, scikit_digits
 from dreamprm.tasks.reweighting import ReweightingTask
 from dreamprm.words import Metric, Words
@@ -25,7 +26,10 @@ from dreamprm.words import Metric, Words
 WORDS = Words(
     group="annotator",
     sample="image",
-    metrics={"accuracy": Metric("accuracy", "share of test images whose digit is told right")},
+    metrics={
+        "accuracy": Metric("accuracy", "share of test images whose digit is told right"),
+        **CORRECTIONS,
+    },
     tiles=("accuracy",),
 )
 
@@ -76,6 +80,7 @@ def build(config: Config, run: RunDirectory) -> ReweightingTask:
         train=data.train,
         meta=data.meta,
         group="annotator",
+        truth=data.truth.tolist(),
         validate=lambda network: {"accuracy": accuracy(network, data.test)},
         words=WORDS,
     )
@@ -84,9 +89,10 @@ def build(config: Config, run: RunDirectory) -> ReweightingTask:
 @dataclass(frozen=True)
 class Digits:
     """Images [n, 64] and labels [n]; of the training images also who labelled them, and
-    whether rightly."""
+    whether rightly. ``truth``, [n], is what their labels should be: nothing is trained on it."""
 
     train: Columns
+    truth: Tensor
     meta: Columns
     test: Images
 
@@ -127,4 +133,5 @@ def noisy_digits(
         "clean": (noisy == digits.label)[meta + test :],
     }
     clean = Columns({"image": digits.image[:meta], "label": digits.label[:meta]})
-    return Digits(Columns(train), clean, digits[meta : meta + test])
+    truth = digits.label[meta + test :]
+    return Digits(Columns(train), truth, clean, digits[meta : meta + test])

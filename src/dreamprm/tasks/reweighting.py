@@ -6,7 +6,7 @@ import hashlib
 import logging
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from dreamprm.hypergradients.interface import STEPS
 from dreamprm.problems.config import ProblemConfig
 from dreamprm.tasks.columns import Columns, training_rows
 from dreamprm.tasks.config import OptimizerConfig, RunConfig
+from dreamprm.tasks.corrections import corrections
 from dreamprm.tasks.schedules import build_schedule
 from dreamprm.weighting import WEIGHTINGS, Rows, build_weighting
+from dreamprm.weighting.labels import LabelTable
 from dreamprm.weighting.row_parameters import RowParameters
 from dreamprm.words import Words
 
@@ -48,6 +50,9 @@ class ReweightingTask:
         train, meta: rows, each a dict of tensors and values, or :class:`Columns`.
         group: the column of ``train`` that groups are taken from, unless
             ``weighting_options.column`` says otherwise.
+        labels: the column of ``train``, and entry of a batch, that holds the labels.
+        truth: what the labels of the rows of ``train`` should be, for the summary of a run that
+            learns labels: nothing is trained on it.
         validate: gives numbers of the module, at every validation; without a graph, in evaluation
             mode.
         measure: the same at the end of a run, for the summary; ``validate`` where it is not given.
@@ -65,6 +70,8 @@ class ReweightingTask:
     train: Sequence[Mapping[str, Any]]
     meta: Sequence[Mapping[str, Any]]
     group: str = "domain"
+    labels: str = "label"
+    truth: Sequence[Any] | None = None
     validate: Callable[[nn.Module], Mapping[str, float]] | None = None
     measure: Callable[[nn.Module], Mapping[str, float]] | None = None
     measure_weights: Callable[[Tensor], Mapping[str, float]] | None = None
@@ -92,7 +99,7 @@ class ReweightingTask:
             upper=self.upper,
             train=stream,
             meta=lambda: self._stream(self.meta, config.upper, config.seed),
-            rows=rows_of(train, self.group, lambda: stream.collated([0])),
+            rows=rows_of(train, self.group, lambda: stream.collated([0]), self.labels),
             validate=self.validate,
         )
 
@@ -101,11 +108,15 @@ class ReweightingTask:
         measure = self.measure or self.validate
         engine.lower.module.eval()
         with torch.no_grad():
-            numbers = dict(measure(engine.lower.module)) if measure is not None else {}
+            found = measure(engine.lower.module) if measure is not None else {}
+            numbers: dict[str, Any] = dict(found)
             measured = self.measure_weights is not None and engine.weights_from is not None
             if measured and self.config.train_on == "train":  # else the rows are others
                 assert self.measure_weights is not None
                 numbers |= self.measure_weights(self.row_weights(engine))
+        labels = engine.row_labels()
+        if labels is not None and self.truth is not None and self.config.train_on != "meta":
+            numbers |= corrections(labels, self.truth)  # meta rows are behind those of training
         return numbers
 
     @torch.no_grad()
@@ -123,6 +134,7 @@ class ReweightingTask:
         found = []
         for part in places:
             batch = to_device(stream.collated(part.tolist()), engine.lower.device)
+            batch = engine.lower.corrected(batch)
             losses = engine.lower.sample_losses(batch)
             found.append(engine.lower.sample_weights(batch, losses).cpu())
         return torch.cat(found)
@@ -139,7 +151,12 @@ class ReweightingTask:
         return BatchStream(rows, size, self.collate, seed, gather=gather)
 
 
-def rows_of(train: Sequence[Mapping[str, Any]], group: str, example: Callable[[], Any]) -> Rows:
+def rows_of(
+    train: Sequence[Mapping[str, Any]],
+    group: str,
+    example: Callable[[], Any],
+    labels: str = Rows.labels,
+) -> Rows:
     """What weightings may ask of training rows that are dicts."""
     known = list(train.columns if isinstance(train, Columns) else train[0])
 
@@ -165,7 +182,7 @@ def rows_of(train: Sequence[Mapping[str, Any]], group: str, example: Callable[[]
             )
         )
 
-    return Rows(len(train), column, names, text, example, group)
+    return Rows(len(train), column, names, text, example, group, labels)
 
 
 def link(
@@ -262,6 +279,12 @@ def _upper_optimizer(weights: nn.Module, config: RunConfig) -> Optimizer:
     """Of a table of rows, one that touches the rows of a batch alone, unless all are asked for."""
     if not isinstance(weights, RowParameters):
         return adamw(weights.parameters(), config.upper)
+    if isinstance(weights, LabelTable) and config.upper.weight_decay:
+        log.warning(
+            "upper.weight_decay=%g would pull labels to 0: labels do not decay",
+            config.upper.weight_decay,
+        )
+        config = replace(config, upper=replace(config.upper, weight_decay=0.0))
     # Decay and clipping look at all rows, and the steps that were taken at those of other batches.
     unrolls = STEPS in resolve(config.hypergradient).needs
     weights.by_rows = not (config.upper.weight_decay or config.upper.clip or unrolls)

@@ -14,6 +14,7 @@ from dreamprm.weighting.baselines import focal, oracle, worst_group
 from dreamprm.weighting.fixed import fixed
 from dreamprm.weighting.groups import domain_table
 from dreamprm.weighting.instances import instance_network, instance_table
+from dreamprm.weighting.labels import label_table
 from dreamprm.weighting.rows import Rows
 
 
@@ -25,6 +26,7 @@ class Weighting:
         name: as there.
         build: ``build(rows, **options)`` gives the module that is called as
             ``module(batch, losses) -> weights [b]``; its keyword-only arguments are the options.
+            A module that has ``corrected(batch) -> batch`` gives the batch that the losses are of.
             None where every sample counts 1.
         learned: whether an upper problem learns the module's parameters.
         source: the paper.
@@ -60,6 +62,7 @@ register(Weighting("instance_table", instance_table, source="Cao et al. 2025, ar
 register(
     Weighting("instance_network", instance_network, source="Shu et al. 2019, arXiv 1902.07379")
 )
+register(Weighting("label_table", label_table, source="Zhang et al. 2025, arXiv 2512.15000"))
 register(Weighting("fixed", fixed, learned=False))
 register(Weighting("uniform", None, learned=False))
 register(Weighting("oracle", oracle, learned=False))

@@ -25,6 +25,7 @@ class Rows:
         text: what a reader is shown of a row.
         example: a batch as the lower problem gets it.
         group: the column that groups rows unless another one is asked for.
+        labels: the column, and the entry of a batch, that holds their labels.
     """
 
     count: int
@@ -33,6 +34,7 @@ class Rows:
     text: Callable[[int], str]
     example: Callable[[], Any]
     group: str = "domain"
+    labels: str = "label"
 
 
 def grouped(rows: Rows, column: str, bins: int = 0) -> tuple[list[str], Tensor]:

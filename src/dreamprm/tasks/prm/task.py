@@ -24,6 +24,7 @@ from dreamprm.run_directory.names import BUILT_IN, EXAMPLES_FILE, MODEL
 from dreamprm.run_directory.opening import RunDirectory
 from dreamprm.scoring.selection import step_logits_of
 from dreamprm.tasks.columns import META
+from dreamprm.tasks.corrections import corrections
 from dreamprm.tasks.prm.batches import meta_batches, train_batches
 from dreamprm.tasks.prm.config import Config
 from dreamprm.tasks.prm.observing import Observer, build_observer
@@ -92,7 +93,14 @@ class PRMTask:
             )
         model: ProcessRewardModel = engine.lower.module
         model.save_pretrained(folder / MODEL)
-        return _evaluate(model, self.data, folder)
+        return _evaluate(model, self.data, folder) | self._corrections(engine)
+
+    def _corrections(self, engine: PRMEngine) -> dict[str, Any]:
+        """What became of the step labels, where they are learned and the right ones known."""
+        labels, built_in = engine.row_labels(), self.data.built_in
+        if labels is None or built_in is None:
+            return {}
+        return corrections(labels, map(built_in.truth.get, engine.rows.names()))
 
     def facts(self) -> dict[str, Any]:
         """The meta loss, and the qualities of the built-in domains."""
@@ -146,6 +154,7 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
             lambda: [str(name) for name in table.column("id")],
             lambda place: "\n".join([table[place].question, *table[place].steps]),
             lambda: stream.collated([0]),
+            labels="step_labels",
         ),
         engine=PRMEngine,
         observer=build_observer(config.observe, table, meta, data.test, fits),

@@ -1,5 +1,6 @@
 """What a report and a table call the things of a process reward model."""
 
+from dreamprm.tasks.corrections import CORRECTIONS
 from dreamprm.words import Metric, Words
 
 WORDS = Words(
@@ -21,6 +22,7 @@ WORDS = Words(
             "outcome AUC",
             "chance that a right solution of the meta set scores above a wrong one",
         ),
+        **CORRECTIONS,
     },
     tiles=("best_of_n", "step_auc"),
     against={"best_of_n": ("random_pick", "majority_vote", "pass_at_n")},
