@@ -174,7 +174,8 @@ def _copies(method: Method, options: Mapping[str, Any]) -> float:
             *(s for one in step.state for s in one.values()),
         )
     ]
-    held = sum(t.nbytes for t in {id(t): t for t in (*vector, *recorded)}.values())
+    kept = [t for value in point.memory.values() if isinstance(value, list) for t in value]
+    held = sum(t.nbytes for t in {id(t): t for t in (*vector, *recorded, *kept)}.values())
     return (peak + held) / sum(p.nbytes for p in pieces)
 
 
