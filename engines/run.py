@@ -7,7 +7,6 @@ import logging
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 from omegaconf import OmegaConf
 
 from dreamprm.config.reading import refuse_missing
+from dreamprm.engines.base import Engine
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.reporting import write_report
 from dreamprm.run_directory.names import (
@@ -49,7 +49,7 @@ class Task(Protocol):
     digests: dict[str, str]
     words: Words
 
-    def engine(self, config: Any, folder: Path) -> ReweightingEngine:
+    def engine(self, config: Any, folder: Path) -> Engine:
         """The engine of one run: the one of the config, or its baseline."""
 
     def end(self, engine: Any, folder: Path) -> Mapping[str, float | None]:
@@ -65,14 +65,14 @@ def run_task(
     """Runs a config and writes its run directory.
 
     Args:
-        config: of the run, a ``dreamprm.tasks.RunConfig``.
+        config: of the run, a ``dreamprm.tasks.BilevelConfig``.
         module: of the task, or what else has ``build(config, run)``, which gives a :class:`Task`.
         resume: continue a run that was interrupted; starts anew where there is none.
         overwrite: replace a run that is there.
 
     Returns:
-        what ``summary.json`` holds: ``runs``, for each weighting its numbers; ``weights`` by group;
-        and the task's own facts.
+        what ``summary.json`` holds: ``runs``, for each weighting its numbers; ``weights`` by group,
+        none where the task weights nothing; and the task's own facts.
 
     Raises:
         UserError: the config, the data or the run directory is not as it must be.
@@ -91,13 +91,12 @@ def run_task(
         if hasattr(built, "begin"):
             built.begin(run)
         numbers, weights = _run(built, engine, out)
-        runs = {config.weighting: numbers}
-        if config.weighting != "uniform" and config.baseline:
-            plain = replace(config, weighting="uniform", weighting_options={})
+        runs = {config.run_name: numbers}
+        if config.baseline and (plain := config.plain()).run_name != config.run_name:
             engine = _engine(built, plain, out / BASELINE, run)
             _resume(engine)
-            uniform, _ = _run(built, engine, out / BASELINE)
-            runs = {"uniform": uniform} | runs
+            alone, _ = _run(built, engine, out / BASELINE)
+            runs = {plain.run_name: alone} | runs
         summary = {
             "config": str(out / CONFIG_FILE),
             "hypergradient": config.hypergradient,
@@ -114,37 +113,36 @@ def run_task(
     return summary
 
 
-def _engine(task: Task, config: Any, folder: Path, run: RunDirectory) -> ReweightingEngine:
+def _engine(task: Task, config: Any, folder: Path, run: RunDirectory) -> Engine:
     engine = task.engine(config, folder)
     engine.digests, engine.words = dict(task.digests), task.words
     engine.check = run.check  # type: ignore[method-assign]
     return engine
 
 
-def _resume(engine: ReweightingEngine) -> None:
+def _resume(engine: Engine) -> None:
     if engine.resume():
         log.info("%s continues after step %d", engine.config.run_directory, engine.global_step)
 
 
-def _run(
-    task: Task, engine: ReweightingEngine, folder: Path
-) -> tuple[dict[str, Any], dict[str, float]]:
+def _run(task: Task, engine: Engine, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
     """Trains; gives the numbers of the run, and the weights by group."""
     engine.run()
     engine.check()
     numbers = dict(task.end(engine, folder))
+    if not isinstance(engine, ReweightingEngine):
+        return numbers, {}
     weights = engine.weights()
     if weights:
         _write_json(folder / WEIGHTS_FILE, weights)
-    rows = getattr(engine, "rows", None)
     by_row = engine.row_weights()
-    if by_row is not None and rows is not None:
-        _write_rows(folder, rows, by_row.tolist())
+    if by_row is not None and engine.rows is not None:
+        _write_rows(folder, engine.rows, by_row.tolist())
     labels = engine.row_labels()
-    if labels is not None and rows is not None:
+    if labels is not None and engine.rows is not None:
         lines = [
             json.dumps({"id": name, "given": given, "corrected": corrected})
-            for name, (given, corrected) in zip(rows.names(), labels, strict=True)
+            for name, (given, corrected) in zip(engine.rows.names(), labels, strict=True)
         ]
         write_whole(folder / LABELS_FILE, lines)
     return numbers, weights

@@ -34,6 +34,7 @@ class Words:
         tiles: metrics that matter most, the main one first; empty for the first two of the run.
         against: for a tile, the metrics to hold it against.
         test: what the numbers of ``summary.json`` are measured on.
+        plain: what a run without an upper level has.
     """
 
     group: str = "group"
@@ -43,6 +44,7 @@ class Words:
     tiles: Sequence[str] = ()
     against: Mapping[str, Sequence[str]] = field(default_factory=dict)
     test: str = "test set"
+    plain: str = "uniform weights"
 
     def title(self, name: str) -> str:
         """What a metric is called; its name where the words do not say."""
@@ -87,6 +89,7 @@ def union(words: Sequence[Words]) -> Words:
         meta=common("meta"),
         metrics=metrics,
         test=common("test"),
+        plain=common("plain"),
     )
 
 
@@ -114,7 +117,7 @@ def words_from_json(found: Any, where: str) -> Words:
     return Words(
         **{
             key: _of(values.get(key, getattr(neutral, key)), str, key, where)
-            for key in ("group", "sample", "meta", "test")
+            for key in ("group", "sample", "meta", "test", "plain")
         },
         metrics={
             name: _metric(name, value, where)

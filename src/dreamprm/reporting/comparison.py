@@ -65,7 +65,8 @@ def _outcomes(labels: list[str], runs: Sequence[Run], words: Words) -> Table | N
     for label, run in zip(labels, runs, strict=True):
         for name, numbers in (run.summary.get("runs") or {}).items():
             if isinstance(numbers, dict) and numbers:
-                rows.append((label if name != "uniform" else f"{label}, uniform weights", numbers))
+                plain = f"{label}, {run.words.plain}"
+                rows.append((plain if name == "uniform" else label, numbers))
     columns = words.shown(numbers for _, numbers in rows)
     if not columns:
         return None

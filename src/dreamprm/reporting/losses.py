@@ -57,7 +57,7 @@ def _lower(run: Run, problem: str, reweighted: bool) -> tuple[str, str, list[Lin
     if reweighted and plain in run.names():
         lines.append(Line(f"every {each} counting 1", *series(run.metrics, plain)))
     if any(name in row for row in run.baseline):
-        lines.append(Line("run with uniform weights", *series(run.baseline, name)))
+        lines.append(Line(f"run with {run.words.plain}", *series(run.baseline, name)))
     caption = "What the model is trained on."
     if reweighted:
         caption += (

@@ -9,11 +9,7 @@ from dreamprm.reporting.content import Cell, Number, Table, Tile, number
 from dreamprm.reporting.run import Run
 from dreamprm.words import Words, is_number
 
-LABELS = {
-    "domain_table": "learned weights",
-    "uniform": "uniform weights",
-    "label_table": "learned labels",
-}
+LEARNED = {"domain_table": "learned weights", "label_table": "learned labels"}
 TILES = 2  # of a task that does not say which
 
 
@@ -39,7 +35,8 @@ def outcome_section(run: Run) -> OutcomeSection:
         [words.title(key), *(value_of(numbers, key) for numbers in runs.values())]
         for key in metrics
     ]
-    header = ["metric", *(LABELS.get(name, name.replace("_", " ")) for name in runs)]
+    labels = LEARNED | {"uniform": words.plain}
+    header = ["metric", *(labels.get(name, name.replace("_", " ")) for name in runs)]
     table = Table(f"On the {words.test}", header, rows, key="summary")
     known = [words.metrics[key] for key in metrics if key in words.metrics]
     meanings = [(metric.title, metric.meaning) for metric in known if metric.meaning]
@@ -74,7 +71,7 @@ def _tiles(runs: dict[str, dict[str, Any]], metrics: list[str], words: Words) ->
         if not isinstance(value, Number):
             continue
         others = [(words.title(k), main.get(k)) for k in words.against.get(key, ())]
-        beside = [("uniform weights", plain.get(key)), *others]
+        beside = [(words.plain, plain.get(key)), *others]
         notes = [f"{title} {found:.3f}" for title, found in beside if is_number(found)]
         tiles.append(Tile(words.title(key), value, " · ".join(notes)))
     return tiles

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dreamprm.engines.run import Task
     from dreamprm.tasks.columns import Columns
-    from dreamprm.tasks.config import RunConfig
+    from dreamprm.tasks.config import BilevelConfig, RunConfig
     from dreamprm.tasks.reweighting import ReweightingTask
     from dreamprm.words import Metric, Words
 
 _HOMES = {
+    "BilevelConfig": "dreamprm.tasks.config",
     "Columns": "dreamprm.tasks.columns",
     "Metric": "dreamprm.words",
     "ReweightingTask": "dreamprm.tasks.reweighting",
@@ -22,7 +23,7 @@ _HOMES = {
     "Words": "dreamprm.words",
 }
 
-__all__ = ["Columns", "Metric", "ReweightingTask", "RunConfig", "Task", "Words"]
+__all__ = ["BilevelConfig", "Columns", "Metric", "ReweightingTask", "RunConfig", "Task", "Words"]
 
 
 def __getattr__(name: str) -> Any:

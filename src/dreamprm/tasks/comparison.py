@@ -15,7 +15,6 @@ from dreamprm.errors import UserError
 from dreamprm.hypergradients.comparison import Case
 from dreamprm.run_directory.opening import open_run
 from dreamprm.tasks.modules import find_task, load_config
-from dreamprm.weighting import WEIGHTINGS
 
 STEPS = 60
 # A learning rate of 0 at the end of a schedule would end sama too.
@@ -36,10 +35,8 @@ def brief_config(config: str, overrides: Sequence[str] = ()) -> Any:
         UserError: as :func:`load_config`, or no weights are learned.
     """
     found = load_config(config, [*BRIEFLY, *overrides])
-    if not WEIGHTINGS[found.weighting].learned:
-        raise UserError(
-            f"{config}: weighting={found.weighting} learns nothing: there is no hypergradient"
-        )
+    if not found.learned:
+        raise UserError(f"{config}: {found.run_name} learns nothing: there is no hypergradient")
     return found
 
 

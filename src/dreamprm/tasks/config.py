@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
 from dreamprm.config.checking import check_choices, check_numbers, value_of
 from dreamprm.errors import UserError
+
+PLAIN = "uniform"  # the name of a run without an upper level
 
 
 @dataclass
@@ -47,10 +49,10 @@ class FidelityConfig:
 
 
 @dataclass
-class RunConfig:
-    """One run of any task; a task's own config is a dataclass on this one."""
+class BilevelConfig:
+    """One run of any task of two levels; of one that weights samples, see :class:`RunConfig`."""
 
-    # What runs: prm, noisy_labels, hyper_cleaning, an importable module, or the path of a .py file,
+    # What runs: a built-in task (docs/tasks.md), an importable module, or the path of a .py file,
     # which is taken from the folder of the config.
     task: str = "prm"
     # Modules, named in the same ways, that are imported first: what they register is known then.
@@ -69,15 +71,7 @@ class RunConfig:
     # for all.
     hypergradient_batch_size: int = 0
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
-    # domain_table, instance_table, instance_network: learned; label_table: the labels are, in the
-    # place of weights. Without an upper level: fixed, given; uniform, every sample counts 1;
-    # oracle, focal, worst_group. docs/tasks.md
-    weighting: str = "domain_table"
-    weighting_options: dict[str, Any] = field(default_factory=dict)  # e.g. column, file
-    # What the lower level is trained on: the training data, both (the meta set is a group "meta" of
-    # them then), or the meta set.
-    train_on: str = "train"
-    # Also train with uniform weights, on the same batches, to compare with.
+    # Also train without the upper level, on the same batches, to compare with.
     baseline: bool = True
     out: str = MISSING  # the run directory
     precision: str = "fp32"  # or bf16: autocast over fp32 parameters
@@ -99,6 +93,20 @@ class RunConfig:
         """How many steps the upper level takes."""
         return max(0, self.steps // self.unroll_steps - self.cold_start // self.unroll_steps)
 
+    @property
+    def learned(self) -> bool:
+        """Whether there is an upper level."""
+        return True
+
+    @property
+    def run_name(self) -> str:
+        """What the summary calls the run."""
+        return "learned" if self.learned else PLAIN
+
+    def plain(self) -> BilevelConfig:
+        """The same run without an upper level, which is named ``PLAIN``."""
+        raise NotImplementedError(f"{type(self).__name__} does not say its plain()")
+
     def check(self, where: str) -> None:
         """Refuses values that are out of range, or do not go together; tasks add their own.
 
@@ -111,7 +119,48 @@ class RunConfig:
         check_run(self, where)
 
 
-def check_run(config: RunConfig, where: str) -> None:
+@dataclass
+class RunConfig(BilevelConfig):
+    """One run of any task that weights samples; such a task's config is a dataclass on this one."""
+
+    # domain_table, instance_table, instance_network: learned; label_table: the labels are, in the
+    # place of weights. Without an upper level: fixed, given; uniform, every sample counts 1;
+    # oracle, focal, worst_group. docs/tasks.md
+    weighting: str = "domain_table"
+    weighting_options: dict[str, Any] = field(default_factory=dict)  # e.g. column, file
+    # What the lower level is trained on: the training data, both (the meta set is a group "meta" of
+    # them then), or the meta set.
+    train_on: str = "train"
+
+    @property
+    def learned(self) -> bool:
+        """Whether the weights are learned."""
+        from dreamprm.weighting.registry import WEIGHTINGS
+
+        return WEIGHTINGS[self.weighting].learned
+
+    @property
+    def run_name(self) -> str:
+        """The weighting."""
+        return self.weighting
+
+    def plain(self) -> RunConfig:
+        """The same with uniform weights."""
+        return replace(self, weighting=PLAIN, weighting_options={})
+
+    def check(self, where: str) -> None:
+        """Refuses values that are out of range, or do not go together."""
+        from dreamprm.weighting.registry import check_weighting
+
+        check_choices(self, where, {"train_on": ("train", "both", "meta")})
+        try:
+            check_weighting(self.weighting, self.weighting_options)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        super().check(where)
+
+
+def check_run(config: BilevelConfig, where: str) -> None:
     """Refuses values of the keys that every run has.
 
     Raises:
@@ -119,14 +168,12 @@ def check_run(config: RunConfig, where: str) -> None:
     """
     # The registries need torch, which help and reading a file do not.
     from dreamprm.hypergradients import resolve
-    from dreamprm.weighting.registry import WEIGHTINGS, check_weighting
 
     schedules = ("constant", "linear", "cosine", "step")
     check_choices(
         config,
         where,
         {
-            "train_on": ("train", "both", "meta"),
             "precision": ("fp32", "bf16"),
             "device": ("default", "cpu", "gpu"),
             "lower.schedule": schedules,
@@ -150,10 +197,9 @@ def check_run(config: RunConfig, where: str) -> None:
     )
     try:
         resolve(config.hypergradient).check(config.hypergradient_options)
-        check_weighting(config.weighting, config.weighting_options)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    if WEIGHTINGS[config.weighting].learned and not config.upper_steps:
+    if config.learned and not config.upper_steps:
         cold = f", cold_start {config.cold_start}" if config.cold_start else ""
         raise UserError(
             f"{where}: steps is {config.steps}{cold} and unroll_steps {config.unroll_steps}: "

@@ -11,9 +11,9 @@ from typing import Any
 from dreamprm.config.plugins import absolute, load_module, load_plugins
 from dreamprm.config.reading import read_config, read_keys
 from dreamprm.errors import UserError
-from dreamprm.tasks.config import RunConfig
+from dreamprm.tasks.config import BilevelConfig, RunConfig
 
-BUILT_IN = ("hyper_cleaning", "noisy_labels", "prm")  # modules of dreamprm.tasks
+BUILT_IN = ("hyper_cleaning", "noisy_labels", "prm", "weight_decay")  # modules of dreamprm.tasks
 
 
 def load_config(config: str, overrides: Sequence[str] = ()) -> Any:
@@ -38,7 +38,7 @@ def load_config(config: str, overrides: Sequence[str] = ()) -> Any:
     load_plugins(found.get("plugins") or [], folder)
     module = find_task(task, folder)
     schema = module.Config
-    if not (isinstance(schema, type) and issubclass(schema, RunConfig)):
+    if not (isinstance(schema, type) and issubclass(schema, BilevelConfig)):
         raise UserError(f"task {task}: its Config is no dataclass on dreamprm.tasks.RunConfig")
     result = read_config(config, list(overrides), schema, lambda made, where: made.check(where))
     # The run keeps its config elsewhere.
@@ -47,7 +47,7 @@ def load_config(config: str, overrides: Sequence[str] = ()) -> Any:
     return result
 
 
-def train(config: RunConfig, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def train(config: BilevelConfig, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Runs a config and writes its run directory; the same as ``dreamprm train``.
 
     Args:

@@ -13,21 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer, SparseAdam
+from torch.optim import Optimizer, SparseAdam
 from torch.utils.data import default_collate
 
 from dreamprm.data.batches import BatchStream, to_device
-from dreamprm.engines.base import EngineConfig
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError, unknown_name
 from dreamprm.hypergradients import resolve
 from dreamprm.hypergradients.interface import STEPS
-from dreamprm.problems.config import ProblemConfig
 from dreamprm.tasks.columns import Columns, training_rows
 from dreamprm.tasks.config import OptimizerConfig, RunConfig
 from dreamprm.tasks.corrections import corrections
+from dreamprm.tasks.levels import adamw, engine_config, lower_config, upper_config
 from dreamprm.tasks.schedules import build_schedule
-from dreamprm.weighting import WEIGHTINGS, Rows, build_weighting
+from dreamprm.weighting import Rows, build_weighting
 from dreamprm.weighting.labels import LabelTable
 from dreamprm.weighting.row_parameters import RowParameters
 from dreamprm.words import Words
@@ -212,20 +211,10 @@ def link(
         engine: makes the engine from both problems, its config and ``parts``.
     """
     weights = build_weighting(config.weighting, rows, config.weighting_options)
-    learned = WEIGHTINGS[config.weighting].learned
+    learned = config.learned
     optimizer: Optimizer = adamw(module.parameters(), config.lower)
     lower_problem = lower(
-        config=ProblemConfig(
-            type=config.hypergradient,
-            options=config.hypergradient_options,
-            fidelity_every=config.fidelity.every,
-            unroll_steps=config.unroll_steps,
-            warmup_steps=config.cold_start,
-            precision=config.precision,
-            gradient_clipping=config.lower.clip,
-            gradient_accumulation=config.lower.accumulate,
-            hypergradient_batch_size=_hypergradient_batch_size(config),
-        ),
+        config=lower_config(config),
         module=module,
         optimizer=optimizer,
         scheduler=build_schedule(optimizer, config.lower, config.steps),
@@ -237,11 +226,7 @@ def link(
         assert weights is not None
         optimizer = _upper_optimizer(weights, config)
         upper_problem = upper(
-            config=ProblemConfig(
-                precision=config.precision,
-                gradient_clipping=config.upper.clip,
-                gradient_accumulation=config.upper.accumulate,
-            ),
+            config=upper_config(config),
             module=weights,
             optimizer=optimizer,
             scheduler=build_schedule(optimizer, config.upper, config.upper_steps),
@@ -250,29 +235,6 @@ def link(
     made = engine(lower_problem, upper_problem, engine_config(config, folder), **parts)
     made.rows = rows
     return made
-
-
-def engine_config(config: RunConfig, folder: Path) -> EngineConfig:
-    """What a run's config says of the engine."""
-    return EngineConfig(
-        train_iters=config.steps,
-        valid_step=config.validate_every,
-        strategy=config.device,
-        early_stopping=config.early_stopping.patience > 0,
-        early_stopping_metric=config.early_stopping.metric,
-        early_stopping_mode=config.early_stopping.mode,
-        early_stopping_tolerance=max(1, config.early_stopping.patience),
-        run_directory=folder,
-        log_every=config.log_every,
-        checkpoint_every=config.checkpoint_every,
-        progress="learned" if WEIGHTINGS[config.weighting].learned else config.weighting,
-    )
-
-
-def adamw(parameters: Any, config: OptimizerConfig) -> AdamW:
-    """AdamW over what is trained."""
-    trained = [p for p in parameters if p.requires_grad]
-    return AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _upper_optimizer(weights: nn.Module, config: RunConfig) -> Optimizer:
@@ -291,20 +253,6 @@ def _upper_optimizer(weights: nn.Module, config: RunConfig) -> Optimizer:
     if not weights.by_rows:
         return adamw(weights.parameters(), config.upper)
     return SparseAdam(list(weights.parameters()), lr=config.upper.learning_rate)
-
-
-def _hypergradient_batch_size(config: RunConfig) -> int:
-    """0, for all, where the method goes through the steps that were taken."""
-    size = config.hypergradient_batch_size
-    if size and STEPS in resolve(config.hypergradient).needs:
-        log.warning(
-            "hypergradient=%s differentiates the steps that were taken, with all of their batches: "
-            "hypergradient_batch_size=%d is not for it",
-            config.hypergradient,
-            size,
-        )
-        return 0
-    return size
 
 
 def digest(rows: Sequence[Any]) -> str:
