@@ -55,3 +55,18 @@ def test_learned_weights_beat_none(method: str) -> None:
     values = list(weights.values())
     assert learned > plain() + 0.03
     assert min(values[:2]) > max(values[2:])
+
+
+def test_annotators_and_images_are_weighted_together() -> None:
+    learned, weights, by_row = run("weighting=domain_and_rows")
+    values = list(weights.values())
+    assert learned > plain() + 0.03
+    assert min(values[:2]) > max(values[2:])
+    assert by_row is not None
+    train = noisy_digits(6, 4, 0.4, meta=100, test=600, seed=0).train.columns
+    clean = torch.tensor(train["clean"])
+    # Of one annotator's images, what is left is the rows' own part.
+    for name in ("annotator-2", "annotator-5"):
+        mine = torch.tensor([each == name for each in train["annotator"]])
+        assert by_row[mine & clean].mean() > 1.1 * by_row[mine & ~clean].mean()
+    assert by_row.mean().item() == pytest.approx(1, abs=0.2)

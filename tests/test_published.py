@@ -140,3 +140,13 @@ def test_dreamprm_1_5_runs_on_the_published_meta_rows(name: str, tmp_path: Path)
         assert plain[:4] == [True] * 4
         assert not any(plain[4:])
     assert [row["step"] for row in logged if "weighting/loss" in row] == list(range(5, 9))
+
+
+def test_meta_weight_net_weights_by_one_lower_step(tmp_path: Path) -> None:
+    config = load_config("meta_weight_net", ["steps=20", f"out={tmp_path / 'run'}"])
+    assert (config.hypergradient, config.unroll_steps) == ("unrolled", 1)
+    summary = train(config)
+    assert list(summary["runs"]) == ["uniform", "instance_network"]
+    assert summary["weights"] == {}
+    logged = [row for row in read_metrics(tmp_path / "run") if "model/loss" in row]
+    assert logged[-1]["model/loss"] != pytest.approx(logged[-1]["model/unweighted_loss"])

@@ -123,9 +123,9 @@ class BilevelConfig:
 class RunConfig(BilevelConfig):
     """One run of any task that weights samples; such a task's config is a dataclass on this one."""
 
-    # domain_table, instance_table, instance_network: learned; label_table: the labels are, in the
-    # place of weights. Without an upper level: fixed, given; uniform, every sample counts 1;
-    # oracle, focal, worst_group. docs/tasks.md
+    # domain_table, instance_table, domain_and_rows, instance_network: learned; label_table: the
+    # labels are, in the place of weights. Without an upper level: fixed, given; uniform, every
+    # sample counts 1; oracle, focal, worst_group. docs/tasks.md
     weighting: str = "domain_table"
     weighting_options: dict[str, Any] = field(default_factory=dict)  # e.g. column, file
     # What the lower level is trained on: the training data, both (the meta set is a group "meta" of

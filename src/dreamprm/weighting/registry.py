@@ -11,6 +11,7 @@ from torch import nn
 from dreamprm.errors import UserError, unknown_name
 from dreamprm.hypergradients.interface import keywords, refuse_unknown_options
 from dreamprm.weighting.baselines import focal, oracle, worst_group
+from dreamprm.weighting.combined import domain_and_rows
 from dreamprm.weighting.fixed import fixed
 from dreamprm.weighting.groups import domain_table
 from dreamprm.weighting.instances import instance_network, instance_table
@@ -63,6 +64,7 @@ register(
     Weighting("instance_network", instance_network, source="Shu et al. 2019, arXiv 1902.07379")
 )
 register(Weighting("label_table", label_table, source="Zhang et al. 2025, arXiv 2512.15000"))
+register(Weighting("domain_and_rows", domain_and_rows))
 register(Weighting("fixed", fixed, learned=False))
 register(Weighting("uniform", None, learned=False))
 register(Weighting("oracle", oracle, learned=False))
