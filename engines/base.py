@@ -244,9 +244,8 @@ class Engine(betty_engine.Engine):
 
     def resume(self) -> bool:
         """Continues from the newest checkpoint of the run directory; False where there is none."""
-        if self.config.run_directory is None:
-            return False
-        state = load_latest_checkpoint(self.config.run_directory / CHECKPOINTS)
+        folder = self.config.run_directory
+        state = load_latest_checkpoint(folder / CHECKPOINTS) if folder is not None else None
         if state is None:
             return False
         self.load_state_dict(state)
@@ -282,8 +281,7 @@ class Engine(betty_engine.Engine):
                 f"expected {sorted(names)}"
             )
         need_same_data(state["data"], self.digests)
-        self.global_step = state["step"]
-        self.unlogged = dict(state["unlogged"])
+        self.global_step, self.unlogged = state["step"], dict(state["unlogged"])
         for problem in self.problems:
             problem.load_state_dict(state["problems"][problem.name])
         if self.early_stopping is not None and state["early_stopping"] is not None:
@@ -317,7 +315,9 @@ class Engine(betty_engine.Engine):
     def _note(self, finished: bool) -> None:
         """Says in the run directory what the run is of, and whether it came to its end."""
         if (folder := self.config.run_directory) is not None:
-            note_run(folder, as_json(self.words), self.train_iters, self.global_step, finished)
+            about = {"words": as_json(self.words), "learned": len(self.problems) > 1}
+            far = {"steps": self.train_iters, "step": self.global_step, "finished": finished}
+            note_run(folder, about | far)
 
     def _learning_rates(self) -> dict[str, float]:
         return {

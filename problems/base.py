@@ -281,7 +281,7 @@ class Problem(ImplicitProblem):
             after = RandomState.now(point.lower)
             before.restore()  # for the same dropout masks
             observed = replace(point, memory=noted)  # from the same start, and leaving none
-            self.stats |= fidelity(self, above, batches, observed, vector, found)
+            self.stats |= fidelity(self, above, batches, observed, vector, found, rows)
             after.restore()
         return found if rows is None else spread(found, rows, above.trainable_parameters())
 

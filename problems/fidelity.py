@@ -14,7 +14,7 @@ from dreamprm.hypergradients.products import DoubleBackward, ForwardMode, NoForw
 from dreamprm.hypergradients.references import cosine, relative_error
 from dreamprm.hypergradients.solvers import identity
 from dreamprm.problems.stateless import StatelessLoss
-from dreamprm.weighting.row_parameters import holding, rows_of
+from dreamprm.weighting.row_parameters import holding
 
 if TYPE_CHECKING:
     from dreamprm.problems.base import Problem
@@ -38,6 +38,7 @@ def fidelity(
     point: Point,
     vector: list[Tensor],
     found: list[Tensor],
+    rows: Tensor | None = None,
 ) -> dict[str, float]:
     """The used method against exact products without autocast: forward mode where the loss has it.
 
@@ -50,6 +51,7 @@ def fidelity(
         point: where ``found`` was taken, with a memory that nobody else reads, as it was then.
         vector: v.
         found: the indirect term as the method gave it.
+        rows: of which alone α was given.
 
     Returns:
         ``hypergradient_cosine`` and maybe ``hypergradient_error``.
@@ -62,7 +64,6 @@ def fidelity(
         options = {name: value for name, value in options.items() if name in of_solver}
     else:
         solver, options = ImplicitMethod("identity", identity, ForwardMode), {}
-    rows = rows_of(above.module, batches)
     exact_loss = StatelessLoss(problem, problem, above, batches, autocast=False).of
     upper: list[Tensor] = list(above.trainable_parameters()) if rows is None else point.upper
     point = replace(point, lower_loss=holding(above.module, rows, exact_loss), upper=upper)

@@ -43,6 +43,10 @@ class ReweightedProblem(Problem):
         super().__init__(name, *args, **parts)
         self.fixed = fixed
 
+    def size_of(self, batch: Any) -> int:
+        """Its samples, where it says which they are."""
+        return len(batch["index"]) if isinstance(batch, dict) and "index" in batch else 1
+
     def sample_losses(self, batch: Any) -> Tensor:
         """The loss of every sample in the batch, [b]."""
         raise NotImplementedError(f"{type(self).__name__} does not say its sample_losses")
@@ -67,10 +71,13 @@ class ReweightedProblem(Problem):
 
     def sample_weights(self, batch: Any, losses: Tensor) -> Tensor:
         """What every sample of a batch counts, [b]; 1 in the first ``warmup_steps``."""
-        if 0 < self.count <= self.warmup_steps:
-            return torch.ones_like(losses)
+        plain = 0 < self.count <= self.warmup_steps
         if self.parents:
-            return self.weighting(batch, losses)
+            weights = self.weighting(batch, losses)
+            # A step that a method goes back through depends on α, by nothing.
+            return 0 * weights + 1 if plain else weights
+        if plain:
+            return torch.ones_like(losses)
         return torch.ones_like(losses) if self.fixed is None else self.fixed(batch, losses)
 
     def state_dict(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class DecayedRegression(Problem):
     def training_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The squared error with the decay's term, and for the logs without it."""
         error = squared_error(self.module, batch)
-        decay = self.decay if self.parents else self.fixed
+        decay = self.decay if self.parents else self.fixed.to(self.device)
         return {"loss": error + decay(self.module), "error": error.detach()}
 
 

@@ -62,6 +62,7 @@ def test_the_worst_group_is_as_in_the_paper() -> None:
 
 def test_the_oracle_knows_which_rows_are_right() -> None:
     assert weights_of("oracle", [1.0] * 4, [0, 1, 2, 3]) == [2, 0, 2, 0]
+    assert weights_of("oracle", [1.0] * 2, [0, 1], values=True) == [2, 0]
     of_sources = {"column": "source", "values": ["a", "c"]}
     assert weights_of("oracle", [1.0] * 3, [0, 2, 5], **of_sources) == [2, 0, 2]
     with pytest.raises(UserError, match="no training row has source of"):
@@ -106,6 +107,14 @@ def test_the_meta_set_is_a_group_of_the_training_data() -> None:
     assert list(training_rows("meta", [{"x": 1, "s": "a"}], [{"x": 2}], "s")) == [
         {"x": 2, "s": "meta"}
     ]
+    of_numbers = training_rows(
+        "both",
+        Columns({"x": torch.arange(2), "s": torch.tensor([True, False])}),
+        Columns({"x": torch.arange(1)}),
+        "s",
+    )
+    assert isinstance(of_numbers, Columns)
+    assert of_numbers.columns["s"] == ["True", "False", "meta"]
     with pytest.raises(UserError, match="not both Columns"):
         training_rows("both", ROWS, [{"x": 1}], "source")
 
@@ -130,3 +139,21 @@ def test_a_reward_model_is_trained_on_the_meta_set_too(
     weights = json.loads((tmp_path / "run" / "weights.json").read_text())
     assert len(weights) == domains
     assert "meta" in weights
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("instance_network", {"features": 3}, "features is 3, expected a list or a text"),
+        ("fixed", {"weights": 3}, "weights is 3, expected keys and values or null"),
+        ("fixed", {"file": 3}, "file is 3, expected a text or null"),
+        ("domain_table", {"column": 3}, "column is 3, expected a text or null"),
+        ("domain_table", {"bins": "x"}, "bins"),
+        ("focal", {"gamma": "x"}, "gamma"),
+    ],
+)
+def test_options_of_another_kind_are_refused(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"weighting_options.{message}"):
+        weights_of(name, [1.0], [0], **options)

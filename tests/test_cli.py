@@ -172,6 +172,8 @@ def test_hypergradients_lists_methods_without_measuring(capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert all(f"| {name} " in printed and METHODS[name].source in printed for name in METHODS)
     assert "forwards" not in printed
+    assert main(["hypergradients", "--list", "neumann", "alpha=auto", "warm_start=true"]) == 0
+    assert "alpha=auto, damping=0, warm_start=true" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,13 @@ def test_plain_steps_come_first_and_a_resumed_run_ends_the_same(
         assert equal(again.state_dict(), whole.state_dict())
 
 
+@pytest.mark.parametrize("method", ["unrolled", "identity", "sama"])
+def test_a_cold_start_may_end_between_two_upper_steps(method: str, tmp_path: Path) -> None:
+    made = until(engine(tmp_path, "cold_start=13", f"hypergradient={method}"), STEPS)
+    assert made.upper.count == STEPS // 2 - 13 // 2
+    assert made.seen[-1] != made.seen[0]
+
+
 def test_the_upper_schedule_ends_with_the_run(tmp_path: Path) -> None:
     for cold in (0, COLD, 7):
         made = until(engine(tmp_path, f"cold_start={cold}"), STEPS)
@@ -99,8 +106,11 @@ def test_the_upper_schedule_ends_with_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cold", [24, 25])
 def test_a_cold_start_of_all_steps_is_refused(cold: int) -> None:
     words = [*WORDS, f"cold_start={cold}"]
-    with pytest.raises(UserError, match=f"steps is 24, cold_start {cold} and unroll_steps 2"):
-        load_config("noisy_labels", words)
+    for weighting in ("domain_table", "oracle"):
+        with pytest.raises(UserError, match=f"cold_start {cold}: {weighting} would never count"):
+            load_config("noisy_labels", [*words, f"weighting={weighting}"])
+    with pytest.raises(UserError, match="cold_start 23 and unroll_steps 20: the upper"):
+        load_config("noisy_labels", [*WORDS, "cold_start=23", "unroll_steps=20"])
     assert load_config("noisy_labels", [*words, "weighting=uniform"]).upper_steps == 0
     with pytest.raises(UserError, match="cold_start is -1"):
         load_config("noisy_labels", [*WORDS, "cold_start=-1"])

@@ -11,6 +11,7 @@ from typing import Any
 from dreamprm.commands.arguments import Commands
 from dreamprm.errors import UserError
 from dreamprm.tables import table
+from dreamprm.words import is_number
 
 
 def add(commands: Commands) -> None:
@@ -92,10 +93,7 @@ def method_tables(rows: list[dict[str, Any]]) -> str:
     header = ["method", "needs", "options", "paper", *(["forwards", "copies"] if measured else [])]
     lines = []
     for row in rows:
-        options = ", ".join(
-            f"{name}={'auto' if value is None else f'{value:g}'}"
-            for name, value in row["options"].items()
-        )
+        options = ", ".join(f"{name}={_option(value)}" for name, value in row["options"].items())
         texts = [", ".join(row["needs"]), options, row["source"]]
         costs = [f"{row['forwards']:.1f}", f"{row['copies']:.1f}"] if measured else []
         lines.append([row["name"], *(text or "–" for text in texts), *costs])
@@ -127,3 +125,9 @@ def method_tables(rows: list[dict[str, Any]]) -> str:
         f"{row['name']} on {task}: {note}" for row in rows for task, note in row["notes"].items()
     ]
     return "\n\n".join(parts)
+
+
+def _option(value: Any) -> str:
+    if value is None:
+        return "auto"
+    return f"{value:g}" if is_number(value) else str(value).lower()

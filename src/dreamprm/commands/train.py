@@ -64,16 +64,18 @@ def run(options: argparse.Namespace) -> None:
 
     disable_progress_bar()  # of every save; the run has its own
     summary = train(config, resume=options.resume, overwrite=options.overwrite)
-    print(summary_table(summary, read_run(config.out).words))
+    run = read_run(config.out)
+    print(summary_table(summary, run.words, run.learned))
     print(f"\nThe run is in {config.out}; look at {config.out}/report.html")
 
 
-def summary_table(summary: dict[str, Any], words: Words) -> str:
+def summary_table(summary: dict[str, Any], words: Words, learned: bool = True) -> str:
     """The final tables of a run: the learned weights, and the models beside each other.
 
     Args:
         summary: what ``summary.json`` holds.
         words: of the task.
+        learned: whether an upper level has learned the weights.
     """
     parts = []
     if summary.get("weights"):
@@ -83,19 +85,23 @@ def summary_table(summary: dict[str, Any], words: Words) -> str:
             for name, weight in sorted(summary["weights"].items(), key=lambda item: -item[1])
         ]
         known = ["known quality"] if qualities else []
-        parts.append(table([words.group, *known, "learned weight"], rows))
+        weight = "learned weight" if learned else "weight"
+        parts.append(table([words.group, *known, weight], rows))
     runs = {name: numbers for name, numbers in summary["runs"].items() if numbers}
     if runs:
         columns = words.shown(runs.values())
         rows = [
-            [_weighting(name, summary), *(_decimal(numbers.get(key)) for key in columns)]
+            [_weighting(name, summary, words), *(_decimal(numbers.get(key)) for key in columns)]
             for name, numbers in runs.items()
         ]
-        parts.append(table(["weights", *map(words.title, columns)], rows))
+        first = "weights" if words.plain == Words.plain else "run"
+        parts.append(table([first, *map(words.title, columns)], rows))
     return "\n\n".join(parts)
 
 
-def _weighting(name: str, summary: dict[str, Any]) -> str:
+def _weighting(name: str, summary: dict[str, Any], words: Words) -> str:
+    if name == "uniform":
+        return name if words.plain == Words.plain else words.plain
     if name != "domain_table":
         return name.replace("_", " ")
     return f"learned ({summary['meta_loss']})" if summary.get("meta_loss") else "learned"

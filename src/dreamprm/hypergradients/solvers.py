@@ -39,8 +39,8 @@ def cg(
 
     For H + ρI positive definite; with n variables exact after n iterations, but for rounding.
     Starts at q = 0, or at a start (AmIGO, Arbel & Mairal 2022, arXiv 2111.14580). Where a direction
-    of curvature pᵀ(H + ρI)p ≤ 0 shows, it warns and stops with the q that it has, which is v where
-    the very first direction, v, is one.
+    of curvature pᵀ(H + ρI)p ≤ 0 shows, it warns and stops with the q that it has, or, where the
+    very first direction is one, with v: no start of long ago stays.
 
     Args:
         hvp: product with H.
@@ -85,7 +85,7 @@ def cg(
                 CurvatureWarning,
                 stacklevel=2,
             )
-            return v if iteration == 0 and start is None else solution
+            return v if iteration == 0 else solution
         step = square / curvature
         solution = add(solution, direction, step)
         residual = add(residual, product, -step)

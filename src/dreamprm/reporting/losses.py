@@ -53,6 +53,8 @@ def _lower(run: Run, problem: str, reweighted: bool) -> tuple[str, str, list[Lin
     name, plain = f"{problem}/loss", f"{problem}/unweighted_loss"
     grouped = bool(run.weights) and run.rows is None
     each = run.words.group if grouped else run.words.sample
+    # Where labels are learned and no weights, the two are one.
+    reweighted = reweighted and series(run.metrics, name) != series(run.metrics, plain)
     lines = [Line("weighted loss" if reweighted else "loss", *series(run.metrics, name))]
     if reweighted and plain in run.names():
         lines.append(Line(f"every {each} counting 1", *series(run.metrics, plain)))

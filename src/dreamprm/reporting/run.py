@@ -42,10 +42,11 @@ class Run:
         baseline: the same of the run with uniform weights, if there is one.
         config, config_text: of ``config.yaml``; empty where there is none.
         summary: of ``summary.json``; empty where there is none yet, or never will be.
-        weights: by group, or by row where there are ``rows``; empty where none were learned.
+        weights: by group, or by row where there are ``rows``; empty where there are none.
         rows: those at both ends of the weights, where single rows have one.
         words: what its task calls its things.
         trained: whether its engine came to its end.
+        learned: whether it had an upper level.
         steps: to its end, and ``step``, how far its engine noted that it is; 0 for not known.
         examples: scored solutions; None where none were kept.
         evaluation: what ``dreamprm evaluate`` found, if it was asked.
@@ -61,6 +62,7 @@ class Run:
     rows: list[WeightedRow] | None = None
     words: Words = field(default_factory=Words)
     trained: bool = False
+    learned: bool = True
     steps: int = 0
     step: int = 0
     examples: list[Example] | None = None
@@ -177,12 +179,13 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _read_about(path: Path) -> dict[str, Any]:
     """What an engine notes of its run, as fields of it."""
     found = _read_object(path)
-    for key, kind in (("steps", int), ("step", int), ("finished", bool)):
+    for key, kind in (("steps", int), ("step", int), ("finished", bool), ("learned", bool)):
         if not isinstance(found.get(key, kind()), kind):
             raise UserError(f"{path}: {key} is {found[key]!r}, expected {kind.__name__}")
     return {
         "words": words_from_json(found.get("words", {}), str(path)),
         "trained": found.get("finished", False),
+        "learned": found.get("learned", True),
         "steps": found.get("steps", 0),
         "step": found.get("step", 0),
     }

@@ -36,7 +36,7 @@ class TrainingSection:
 
 
 def weights_section(run: Run) -> WeightsSection | None:
-    """None where no weights were learned."""
+    """None where there are no weights."""
     if not run.weights:
         return None
     if run.rows is not None:
@@ -48,7 +48,7 @@ def weights_section(run: Run) -> WeightsSection | None:
     paths = {name: series(run.metrics, f"weights/{name}") for name in order}
     rows: list[list[Cell]] = []
     for name in order:
-        values = [1.0, *paths[name][1]]
+        values = [*_start(run), *paths[name][1]] or [run.weights[name]]
         rows.append(
             [
                 name,
@@ -68,10 +68,17 @@ def weights_section(run: Run) -> WeightsSection | None:
         rows[ROWS:],
         key="weights",
     )
-    return WeightsSection(table, _weight_paths(paths, group))
+    return WeightsSection(table, _weight_paths(run, paths, group))
 
 
-def _weight_paths(paths: dict[str, tuple[list[float], list[float]]], group: str) -> Plot | None:
+def _start(run: Run) -> list[float]:
+    """What every weight is before the first step, where that is known."""
+    return [1.0] if run.learned else []
+
+
+def _weight_paths(
+    run: Run, paths: dict[str, tuple[list[float], list[float]]], group: str
+) -> Plot | None:
     logged = [name for name, (steps, _) in paths.items() if steps]
     if not logged:
         return None
@@ -79,10 +86,17 @@ def _weight_paths(paths: dict[str, tuple[list[float], list[float]]], group: str)
     if len(logged) > NAMED:
         half = NAMED // 2
         named, others = logged[:half] + logged[-half:], logged[half:-half]
-    lines = [Line(name, [0.0, *paths[name][0]], [1.0, *paths[name][1]]) for name in named]
+    start = _start(run)
+
+    def line(title: str, name: str) -> Line:
+        steps, values = paths[name]
+        return Line(title, [*(0.0 for _ in start), *steps], [*start, *values])
+
+    lines = [line(name, name) for name in named]
     drawn = others[:: max(1, -(-len(others) // FAINT))]
-    faint = [Line("", [0.0, *paths[name][0]], [1.0, *paths[name][1]]) for name in drawn]
-    caption = f"Each {group}'s weight; all start at 1, the dashed line, and average 1."
+    faint = [line("", name) for name in drawn]
+    caption = f"Each {group}'s weight; the dashed line is 1"
+    caption += ", at which all start, and their mean." if run.learned else "."
     if others:
         caption += (
             f" Named: the {half} highest and the {half} lowest at the end; faint: "
@@ -108,7 +122,7 @@ def training_section(run: Run) -> TrainingSection:
     fidelity = _fidelity(run)
     if fidelity:
         plots.append(fidelity)
-    elif run.weights:
+    elif run.weights and run.learned:
         notes.append(
             "The fidelity of the hypergradient was not logged in this run; "
             "fidelity.every=100 logs it."
@@ -127,7 +141,7 @@ def _validation(run: Run) -> list[Plot]:
         lines = selected if "best_of_" in short else others
         lines.append(Line(label, *series(run.metrics, name)))
         if name in baseline:
-            lines.append(Line(f"{label}, uniform", *series(run.baseline, name)))
+            lines.append(Line(f"{label}, {run.words.plain}", *series(run.baseline, name)))
         metric = run.words.metrics.get(short)
         if metric is not None and metric.meaning:
             meanings.append(f" {capital(metric.title)}: {metric.meaning}.")

@@ -99,9 +99,9 @@ def open_run(out: Path, config: Any, resume: bool, overwrite: bool) -> Iterator[
                 folder.rmdir()
 
 
-def note_run(folder: Path, words: Any, steps: int, step: int, finished: bool) -> None:
-    """Writes ``run.json``: in which words a run is told of, and how far of its steps it is."""
-    about = {"words": words, "steps": steps, "finished": finished, "step": step}
+def note_run(folder: Path, about: dict[str, Any]) -> None:
+    """Writes ``run.json``: ``words``, in which a run is told of; ``step``, how far of its ``steps``
+    it is; whether it is ``finished``, and whether an upper level has ``learned``."""
     write_whole(folder / RUN_FILE, [json.dumps(about)])
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from dreamprm.errors import UserError
+from dreamprm.weighting.rows import name_of
 
 
 class Columns(Sequence[dict[str, Any]]):
@@ -75,7 +76,7 @@ def training_rows(
     if train_on == "train":
         return train
     if isinstance(meta, Columns):
-        meta = Columns({**meta.columns, group: [META] * len(meta)})
+        meta = Columns(meta.columns | {group: [META] * len(meta)})
     else:
         meta = [{**row, group: META} for row in meta]
     if train_on == "meta":
@@ -84,9 +85,15 @@ def training_rows(
         raise UserError("train_on=both: training data and meta set are not both Columns")
     if isinstance(train, Columns) and isinstance(meta, Columns):
         shared = [name for name in train.columns if name in meta.columns]
-        return Columns({name: _joined(train.columns[name], meta.columns[name]) for name in shared})
+        named = train.columns | {group: [name_of(v) for v in _plain(train.columns[group])]}
+        return Columns({name: _joined(named[name], meta.columns[name]) for name in shared})
+    train = [{**row, group: name_of(_plain(row[group]))} for row in train]
     shared = [name for name in train[0] if name in meta[0]] if train and meta else []
     return [{name: row[name] for name in shared} for row in [*train, *meta]]
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value
 
 
 def _joined(first: Any, second: Any) -> Any:

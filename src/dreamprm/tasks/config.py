@@ -199,6 +199,11 @@ def check_run(config: BilevelConfig, where: str) -> None:
         resolve(config.hypergradient).check(config.hypergradient_options)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    if config.run_name != PLAIN and config.steps <= config.cold_start:
+        raise UserError(
+            f"{where}: steps is {config.steps} and cold_start {config.cold_start}: "
+            f"{config.run_name} would never count"
+        )
     if config.learned and not config.upper_steps:
         cold = f", cold_start {config.cold_start}" if config.cold_start else ""
         raise UserError(

@@ -22,6 +22,7 @@ from dreamprm.problems.noisy_labels import DigitClassifier, LabelTrust
 from dreamprm.run_directory.opening import RunDirectory
 from dreamprm.tasks.columns import Columns
 from dreamprm.tasks.config import RunConfig
+from dreamprm.tasks.corrections import CORRECTIONS
 from dreamprm.tasks.mnist import Images, accuracy, flip_labels, load_images, scikit_digits
 from dreamprm.tasks.reweighting import ReweightingTask
 from dreamprm.words import Metric, Words
@@ -40,6 +41,7 @@ WORDS = Words(
     metrics={
         "accuracy": Metric("test accuracy", "share of test images whose digit is told right"),
         "f1": Metric("F1 of the cleaner", "of finding the wrong labels by their low weights"),
+        **CORRECTIONS,
         "validation_accuracy": Metric("validation accuracy", "the same of the validation images"),
     },
     tiles=("accuracy", "f1"),
@@ -87,6 +89,7 @@ def build(config: Config, run: RunDirectory) -> ReweightingTask:
         train=Columns({"image": data.train.image, "label": data.train.label, "clean": data.clean}),
         meta=Columns({"image": data.validation.image, "label": data.validation.label}),
         group="clean",
+        truth=data.truth.tolist(),
         validate=lambda model: {"validation_accuracy": accuracy(model, data.validation)},
         measure=lambda model: {
             "accuracy": accuracy(model, data.test),
@@ -99,10 +102,12 @@ def build(config: Config, run: RunDirectory) -> ReweightingTask:
 
 @dataclass(frozen=True)
 class NoisyImages:
-    """The three parts of the data, and which training labels are right, ``clean``, [n]."""
+    """The three parts of the data; of the training labels which are right, ``clean``, [n], and
+    what they should be, ``truth``, [n]."""
 
     train: Images
     clean: Tensor
+    truth: Tensor
     validation: Images
     test: Images
 
@@ -143,6 +148,7 @@ def noisy_images(config: Config) -> NoisyImages:
     return NoisyImages(
         Images(clean.image, label),
         label == clean.label,
+        clean.label,
         found["train"][order[train : train + validation]],
         found["test"][of_test],
     )

@@ -110,6 +110,7 @@ class ReweightingTask:
             found = measure(engine.lower.module) if measure is not None else {}
             numbers: dict[str, Any] = dict(found)
             measured = self.measure_weights is not None and engine.weights_from is not None
+            measured = measured and engine.row_labels() is None  # which count 1 all
             if measured and self.config.train_on == "train":  # else the rows are others
                 assert self.measure_weights is not None
                 numbers |= self.measure_weights(self.row_weights(engine))

@@ -38,8 +38,8 @@ class Focal(nn.Module):
 class WorstGroup(nn.Module):
     """Group DRO (Sagawa et al. 2020, arXiv 1911.08731, algorithm 1): L = Σ_k q_k L_k.
 
-    At every step q_k ← q_k e^(η L_k), normalised, for the groups in the batch, whose mean loss L_k
-    is. The weight of a sample is q_k over the share of its group in the batch. Losses without a
+    At every micro-batch of a step q_k ← q_k e^(η L_k), normalised, for the groups in it, whose mean
+    loss L_k is. The weight of a sample is q_k over the share of its group there. Losses without a
     graph are of no step, and leave q as it is.
 
     Args:
@@ -109,7 +109,7 @@ def oracle(rows: Rows, *, column: str = "clean", values: Sequence[Any] = (True,)
     Raises:
         UserError: there is no such column, or no row has such a value.
     """
-    known = [values] if isinstance(values, str) else list(values)
+    known = list(values) if isinstance(values, list | tuple) else [values]
     found = list(rows.column(column))
     right = torch.tensor([value in known for value in found], dtype=torch.float64)
     if not right.any():

@@ -56,7 +56,7 @@ class Classes:
         """Cut at 0, and over their sum; all alike where nothing is left."""
         raw = raw.clamp(min=0)
         total = raw.sum(-1, keepdim=True)
-        return torch.where(total > 0, raw / total, 1 / raw.shape[-1])
+        return torch.where(total == 0, 1 / raw.shape[-1], raw / total)
 
 
 class LabelTable(RowParameters):

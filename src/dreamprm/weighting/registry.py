@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import nn
 
@@ -85,6 +86,33 @@ def check_weighting(name: str, options: Mapping[str, Any]) -> None:
     if name not in WEIGHTINGS:
         raise UserError(unknown_name("value of weighting", name, WEIGHTINGS))
     refuse_unknown_options(f"weighting {name!r}", options, WEIGHTINGS[name].options)
+    build = WEIGHTINGS[name].build
+    hints = get_type_hints(build) if build is not None and options else {}
+    for option, value in options.items():
+        kinds = _kinds(hints.get(option, Any))
+        if kinds and not isinstance(value, kinds):
+            expected = " or ".join(dict.fromkeys(_WORDS.get(k, k.__name__) for k in kinds))
+            raise UserError(f"weighting_options.{option} is {value!r}, expected {expected}")
+
+
+_WORDS = {
+    type(None): "null",
+    str: "a text",
+    Mapping: "keys and values",
+    list: "a list",
+    tuple: "a list",
+}
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """What a value of a text, a list or a mapping may be; nothing where the builder checks it."""
+    if get_origin(hint) in (Union, UnionType):
+        parts = [_kinds(part) for part in get_args(hint)]
+        return tuple(kind for part in parts for kind in part) if all(parts) else ()
+    kind = get_origin(hint) or hint
+    if kind is Sequence:
+        return () if Any in get_args(hint) else (list, tuple, str)
+    return (kind,) if kind in (str, Mapping, type(None)) else ()
 
 
 def build_weighting(name: str, rows: Rows, options: Mapping[str, Any]) -> nn.Module | None:

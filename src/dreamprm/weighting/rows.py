@@ -57,13 +57,14 @@ def grouped(rows: Rows, column: str, bins: int = 0) -> tuple[list[str], Tensor]:
             raise UserError(f"training row {name!r} has no {column}, which its weight is of")
     if bins:
         return _binned(values, column, bins)
-    texts = [_name(value) for value in values]
+    texts = [name_of(value) for value in values]
     names = sorted(set(texts))
     places = {name: i for i, name in enumerate(names)}
     return names, torch.tensor([places[text] for text in texts])
 
 
-def _name(value: Any) -> str:
+def name_of(value: Any) -> str:
+    """What a group is called by its value."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
