@@ -295,7 +295,7 @@ def test_wrong_values_are_one_message_and_status_2(
     ]
     printed = refused(capsys, "demo", *small, f"out={out}", *overrides)
     assert message in printed
-    assert len(printed.strip().splitlines()[-1]) < 400
+    assert len(printed.strip().splitlines()[-1]) < 450
 
 
 def test_wrong_files_and_folders(

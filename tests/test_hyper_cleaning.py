@@ -249,10 +249,10 @@ def test_a_full_batch_of_columns_is_not_copied() -> None:
     whole, part = stream.collated(stream.indices(0)), stream.collated([3, 1])
     assert whole["x"].data_ptr() == rows.columns["x"].data_ptr()  # type: ignore[union-attr]
     assert whole["index"].tolist() == [0, 1, 2, 3]
-    expected = default_collate([rows[1], rows[3]])
+    expected = default_collate([rows[3], rows[1]])
     assert torch.equal(part["x"], expected["x"])
-    assert part["name"] == expected["name"] == ["b", "d"]
-    assert part["index"].tolist() == [1, 3]
+    assert part["name"] == expected["name"] == ["d", "b"]
+    assert part["index"].tolist() == [3, 1]
 
 
 def test_weights_of_a_network_are_measured_too() -> None:
