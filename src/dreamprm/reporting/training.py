@@ -9,7 +9,7 @@ from dreamprm.reporting.losses import STEP, losses
 from dreamprm.reporting.plots import Level, Line
 from dreamprm.reporting.row_weights import distribution, ends_table
 from dreamprm.reporting.run import Run, series
-from dreamprm.words import capital, plural
+from dreamprm.words import Words, capital, plural
 
 NAMED = 10  # groups that the plot of the weights names; half of them the highest
 FAINT = 60  # other groups whose paths it draws
@@ -132,6 +132,7 @@ def training_section(run: Run) -> TrainingSection:
 
 def _validation(run: Run) -> list[Plot]:
     baseline = {name for row in run.baseline for name in row}
+    plain = "uniform" if run.words.plain == Words.plain else run.words.plain
     selected: list[Line] = []
     others: list[Line] = []
     meanings = []
@@ -141,7 +142,7 @@ def _validation(run: Run) -> list[Plot]:
         lines = selected if "best_of_" in short else others
         lines.append(Line(label, *series(run.metrics, name)))
         if name in baseline:
-            lines.append(Line(f"{label}, {run.words.plain}", *series(run.baseline, name)))
+            lines.append(Line(f"{label}, {plain}", *series(run.baseline, name)))
         metric = run.words.metrics.get(short)
         if metric is not None and metric.meaning:
             meanings.append(f" {capital(metric.title)}: {metric.meaning}.")
