@@ -19,12 +19,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from betty.hypergradient.cg import cg as betty_cg
 from peft import LoraConfig, get_peft_model
-from quadratics import distance, engine, quadratic
+from quadratics import memory
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from transformers import Qwen2Config, Qwen2Model
@@ -34,7 +33,7 @@ from dreamprm.hypergradients import Method, Point, resolve
 from dreamprm.hypergradients.comparison import Case, hypergradient_at
 from dreamprm.hypergradients.cost import operations, peak_bytes
 from dreamprm.hypergradients.functional import evaluate
-from dreamprm.hypergradients.products import DoubleBackward, FiniteDifference, ForwardMode
+from dreamprm.hypergradients.products import FiniteDifference, ForwardMode
 from dreamprm.hypergradients.references import VARIABLES, Reference, relative_error, weighted_ridge
 from dreamprm.models.tiny import initialise
 from dreamprm.tasks.prm.comparison import DROPOUT, demo_briefly, with_dropout
@@ -223,33 +222,6 @@ def _point(case: Case) -> tuple[Point, list[Tensor]]:
     arguments = (case.upper_loss, case.lower_loss, case.lower, case.upper, case.optimizer, {})
     point, _, vector = evaluate(resolve("darts"), *arguments)
     return point, vector
-
-
-def memory() -> Iterator[dict[str, Any]]:
-    """‖α − α*‖ / ‖α*‖ after 500 lower and upper steps in turn, and products with H a step."""
-    warm, one = {"warm_start": True}, {"iterations": 1}
-    methods: list[tuple[str, dict[str, Any]]] = [
-        *(("soba", {}), ("neumann", one | warm), ("neumann", one), ("neumann", {"iterations": 20})),
-        *(("cg", one | warm), ("cg", {"iterations": 2}), ("cg", {"iterations": 8})),
-    ]
-    steps = 500
-    for method, options in methods:
-        distances = []
-        with patch.object(
-            DoubleBackward, "hvp", autospec=True, side_effect=DoubleBackward.hvp
-        ) as products:
-            for seed in range(3):
-                problem = quadratic(seed)
-                running = engine(problem, steps, method, options=options)
-                running.run()
-                found = running.problems[0].module.values.detach()
-                distances.append(distance(problem, found))
-        yield {
-            "method": method,
-            **options,
-            "products with H a step": round(products.call_count / 3 / steps, 2),
-            "distance from the optimum, seeds 0 to 2": distances,
-        }
 
 
 def cost(

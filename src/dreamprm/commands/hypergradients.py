@@ -55,8 +55,8 @@ def run(options: argparse.Namespace) -> None:
     config = None
     if configs:
         names.remove(configs[0])
-        # The task may have registered some of the methods, so that their options are known now.
-        config = brief_config(configs[0])
+        # The task may register some of the methods, whose options are known then. None has a dot.
+        brief_config(configs[0], [word for word in given if "." in word.partition("=")[0]])
         known = {key for name in names or METHODS for key in resolve(name).options}
         own = [word for word in given if word.partition("=")[0] in known]
         config = brief_config(configs[0], [word for word in given if word not in own])
