@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dreamprm.errors import UserError, unknown_name
+from dreamprm.config.methods import ONE_PRODUCT, SOURCES, parts_of
+from dreamprm.errors import UserError
 from dreamprm.hypergradients.finite import is_finite
 from dreamprm.hypergradients.implicit import ImplicitMethod
 from dreamprm.hypergradients.interface import UPPER_LOSS, DirectMethod, Method, Point
@@ -33,23 +34,12 @@ def register(method: Method) -> None:
     METHODS[method.name] = method
 
 
-SOURCES = {
-    "identity": "Luketina et al. 2016, arXiv 1511.06727",
-    "neumann": "Lorraine et al. 2020, arXiv 1911.02590",
-    "soba": "Dagréou et al. 2022, arXiv 2201.13409",
-    "cg": "Rajeswaran et al. 2019, arXiv 1909.04630",
-    "nystrom": "Hataya & Yamada 2023, arXiv 2302.10126",
-    "sama": "Choe et al. 2023, arXiv 2310.05674",
-    "darts": "Liu et al. 2019, arXiv 1806.09055",
-    "unrolled": "Franceschi et al. 2017, arXiv 1703.01785; Shaban et al. 2019, arXiv 1810.10667",
-    "f2sa": "Kwon et al. 2023, arXiv 2301.10945; Pan et al. 2024, arXiv 2406.19976",
-}
 for _name, _solver in SOLVERS.items():
     register(ImplicitMethod(_name, _solver, None, SOURCES[_name]))
 register(
     ImplicitMethod("darts", SOLVERS["identity"], PRODUCTS["finite_difference"], SOURCES["darts"])
 )
-register(ImplicitMethod("t1t2", SOLVERS["identity"], PRODUCTS["forward"], SOURCES["identity"]))
+register(ImplicitMethod("t1t2", SOLVERS["identity"], PRODUCTS["forward"], SOURCES["t1t2"]))
 register(UnrolledMethod("unrolled", PRODUCTS["double_backward"], SOURCES["unrolled"]))
 register(DirectMethod("f2sa", f2sa, SOURCES["f2sa"], frozenset({UPPER_LOSS})))
 
@@ -62,23 +52,14 @@ def resolve(name: str) -> Method:
     Raises:
         UserError: there is none; the message lists the known ones.
     """
-    if name in METHODS:
-        return METHODS[name]
-    first, _, product = name.partition("+")
-    open_to_products = {
-        known: method
+    with_products = [
+        known
         for known, method in METHODS.items()
-        if isinstance(method, ImplicitMethod | UnrolledMethod) and known not in ("darts", "t1t2")
-    }
-    if product in PRODUCTS and first in open_to_products:
-        return replace(open_to_products[first], name=name, product=PRODUCTS[product])
-    if product in PRODUCTS and first in METHODS:
-        raise UserError(f"hypergradient method {first!r} takes no other product, found {name!r}")
-    pairs = [f"{first}+{product}" for first in open_to_products for product in PRODUCTS]
-    raise UserError(
-        unknown_name("hypergradient method", name, METHODS, also=pairs)
-        + f"; a solver or unrolled also with +{', +'.join(PRODUCTS)}"
-    )
+        if isinstance(method, ImplicitMethod | UnrolledMethod) and known not in ONE_PRODUCT
+    ]
+    first, product = parts_of(name, METHODS, with_products, PRODUCTS)
+    method = METHODS[first]
+    return replace(method, name=name, product=PRODUCTS[product]) if product else method  # type: ignore[call-arg]
 
 
 def indirect_gradient(

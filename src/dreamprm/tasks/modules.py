@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from dreamprm.config.methods import check_built_in
 from dreamprm.config.plugins import absolute, load_module, load_plugins
 from dreamprm.config.reading import read_config, read_keys
 from dreamprm.errors import UserError
@@ -32,9 +34,12 @@ def load_config(config: str, overrides: Sequence[str] = ()) -> Any:
         UserError: see :func:`~dreamprm.config.reading.read_config`; or a module cannot be imported,
             or is no task.
     """
-    found = read_keys(config, overrides, ("task", "plugins"))
+    found = read_keys(config, overrides, ("task", "plugins", "hypergradient"))
     folder = Path(config).parent if Path(config).is_file() else Path()
     task = found.get("task", RunConfig.task)
+    # Before the seconds that torch takes; without it nothing else can have been registered yet.
+    if task in BUILT_IN and not found.get("plugins") and "torch" not in sys.modules:
+        check_built_in(found, config)
     load_plugins(found.get("plugins") or [], folder)
     module = find_task(task, folder)
     schema = module.Config
