@@ -48,8 +48,9 @@ WEIGHTINGS = {
 TUNED = {  # of a hypergradient method
     "cg": ["hypergradient_options.iterations=5", "hypergradient_options.damping=0.01"],
     "neumann": ["hypergradient_options.iterations=5"],
+    "soba": ["hypergradient_options.alpha=0.3"],
 }
-METHODS = [*WEIGHTINGS, "identity", "cg", "neumann", "unrolled"]
+METHODS = [*WEIGHTINGS, "identity", "cg", "neumann", "soba", "unrolled"]
 OTHERS: dict[str, tuple[Callable[..., Runnable], str, dict[str, Any]]] = {
     "betty: darts": (betty, "darts", {}),
     "betty: cg": (betty, "cg", {"cg_iterations": 5}),
