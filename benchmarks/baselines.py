@@ -40,6 +40,7 @@ LEARNED = {
     "domain_table": ["weighting=domain_table"],
     "instance_table": ["weighting=instance_table"],
     "instance_network": ["weighting=instance_network"],
+    "learning to reweight": ["weighting=learning_to_reweight", "hypergradient=identity"],
     # The inner product of a group's gradient with the meta set's, one a step and no H.
     "gradient alignment": ["weighting=domain_table", "hypergradient=identity", "unroll_steps=1"],
 }

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamprm.problems.base import Problem
+from dreamprm.problems.next_step import DIRECTION, alignments
 
 
 class ReweightedProblem(Problem):
@@ -42,6 +43,7 @@ class ReweightedProblem(Problem):
     ) -> None:
         super().__init__(name, *args, **parts)
         self.fixed = fixed
+        self.given: Tensor | None = None  # the weights of an evaluation that asks what they do
 
     def size_of(self, batch: Any) -> int:
         """Its samples, where it says which they are."""
@@ -71,8 +73,13 @@ class ReweightedProblem(Problem):
 
     def sample_weights(self, batch: Any, losses: Tensor) -> Tensor:
         """What every sample of a batch counts, [b]; 1 in the first ``warmup_steps``."""
+        if self.given is not None:
+            return self.given
         plain = 0 < self.count <= self.warmup_steps
         if self.parents:
+            aligned = self.weighting.looks_ahead and not plain and alignments(self, batch, losses)
+            if isinstance(aligned, Tensor):
+                return self.weighting.module.of_alignments(aligned)
             weights = self.weighting(batch, losses)
             # A step that a method goes back through depends on α, by nothing.
             return 0 * weights + 1 if plain else weights
@@ -99,10 +106,25 @@ class WeightingProblem(Problem):
     problem, and may have ``named_weights() -> dict[str, float]`` for the logs. Where it has them,
     the lower problem's batches go through ``corrected(batch) -> batch`` first, and ``project()`` is
     called after every step.
+
+    A module that has ``of_alignments(alignments) -> weights [b]`` has no parameters: a step of this
+    problem keeps ∇_φ M, and every lower batch that follows is weighted by its samples' inner
+    products with it.
     """
 
     def __init__(self, *args: Any, name: str = "weighting", **parts: Any) -> None:
         super().__init__(name, *args, **parts)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether weights are of the coming step."""
+        return hasattr(self.module, "of_alignments")
+
+    def _through(self, path: list[Problem], vector: list[Tensor]) -> list[Tensor]:
+        if not self.looks_ahead:
+            return super()._through(path, vector)
+        self._memory[DIRECTION] = vector
+        return []
 
     @property
     def param_callback(self) -> Callable[[], None] | None:

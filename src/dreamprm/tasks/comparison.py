@@ -35,7 +35,7 @@ def brief_config(config: str, overrides: Sequence[str] = ()) -> Any:
         UserError: as :func:`load_config`, or no weights are learned.
     """
     found = load_config(config, [*BRIEFLY, *overrides])
-    if not found.learned:
+    if not found.has_hypergradient:
         raise UserError(f"{config}: {found.run_name} learns nothing: there is no hypergradient")
     return found
 

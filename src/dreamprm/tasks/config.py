@@ -99,6 +99,11 @@ class BilevelConfig:
         return True
 
     @property
+    def has_hypergradient(self) -> bool:
+        """Whether that has parameters of its own."""
+        return self.learned
+
+    @property
     def run_name(self) -> str:
         """What the summary calls the run."""
         return "learned" if self.learned else PLAIN
@@ -124,8 +129,9 @@ class RunConfig(BilevelConfig):
     """One run of any task that weights samples; such a task's config is a dataclass on this one."""
 
     # domain_table, instance_table, domain_and_rows, instance_network: learned; label_table: the
-    # labels are, in the place of weights. Without an upper level: fixed, given; uniform, every
-    # sample counts 1; oracle, focal, worst_group. docs/tasks.md
+    # labels are, in the place of weights; learning_to_reweight: found anew for every batch. Without
+    # an upper level: fixed, given; uniform, every sample counts 1; oracle, focal, worst_group.
+    # docs/tasks.md
     weighting: str = "domain_table"
     weighting_options: dict[str, Any] = field(default_factory=dict)  # e.g. column, file
     # What the lower level is trained on: the training data, both (the meta set is a group "meta" of
@@ -140,6 +146,13 @@ class RunConfig(BilevelConfig):
         return WEIGHTINGS[self.weighting].learned
 
     @property
+    def has_hypergradient(self) -> bool:
+        """Whether the weights are of parameters of their own."""
+        from dreamprm.weighting.registry import WEIGHTINGS
+
+        return self.learned and not WEIGHTINGS[self.weighting].looks_ahead
+
+    @property
     def run_name(self) -> str:
         """The weighting."""
         return self.weighting
@@ -150,7 +163,7 @@ class RunConfig(BilevelConfig):
 
     def check(self, where: str) -> None:
         """Refuses values that are out of range, or do not go together."""
-        from dreamprm.weighting.registry import check_weighting
+        from dreamprm.weighting.registry import WEIGHTINGS, check_weighting
 
         check_choices(self, where, {"train_on": ("train", "both", "meta")})
         try:
@@ -158,6 +171,25 @@ class RunConfig(BilevelConfig):
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         super().check(where)
+        if WEIGHTINGS[self.weighting].looks_ahead:
+            check_looking_ahead(self, where)
+
+
+def check_looking_ahead(config: RunConfig, where: str) -> None:
+    """Refuses what weights of the coming step have no use for.
+
+    Raises:
+        UserError: names the key.
+    """
+    from dreamprm.hypergradients import resolve
+
+    method = resolve(config.hypergradient)
+    of = f"{where}: weighting={config.weighting} takes one inner product a sample"
+    if method.uses_curvature or method.needs:
+        raise UserError(f"{of}, found hypergradient={config.hypergradient}: take identity")
+    for key in ("hypergradient_batch_size", "fidelity.every"):
+        if value_of(config, key):
+            raise UserError(f"{of}: {key} is {value_of(config, key)}, expected 0")
 
 
 def check_run(config: BilevelConfig, where: str) -> None:

@@ -59,8 +59,8 @@ def engine_config(config: BilevelConfig, folder: Path) -> EngineConfig:
 
 
 def adamw(parameters: Any, config: OptimizerConfig) -> AdamW:
-    """AdamW over what is trained."""
-    trained = [p for p in parameters if p.requires_grad]
+    """AdamW over what is trained, which may be nothing."""
+    trained = [{"params": [p for p in parameters if p.requires_grad]}]
     return AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 

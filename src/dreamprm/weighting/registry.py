@@ -17,6 +17,7 @@ from dreamprm.weighting.fixed import fixed
 from dreamprm.weighting.groups import domain_table
 from dreamprm.weighting.instances import instance_network, instance_table
 from dreamprm.weighting.labels import label_table
+from dreamprm.weighting.next_step import learning_to_reweight
 from dreamprm.weighting.rows import Rows
 
 
@@ -31,12 +32,15 @@ class Weighting:
             A module that has ``corrected(batch) -> batch`` gives the batch that the losses are of.
             None where every sample counts 1.
         learned: whether an upper problem learns the module's parameters.
+        looks_ahead: whether it only gives weights to the batch of the coming step, by one inner
+            product a sample; the module has ``of_alignments`` in the place of parameters.
         source: the paper.
     """
 
     name: str
     build: Callable[..., nn.Module] | None
     learned: bool = True
+    looks_ahead: bool = False
     source: str = ""
 
     @property
@@ -66,6 +70,14 @@ register(
 )
 register(Weighting("label_table", label_table, source="Zhang et al. 2025, arXiv 2512.15000"))
 register(Weighting("domain_and_rows", domain_and_rows))
+register(
+    Weighting(
+        "learning_to_reweight",
+        learning_to_reweight,
+        looks_ahead=True,
+        source="Ren et al. 2018, arXiv 1803.09050",
+    )
+)
 register(Weighting("fixed", fixed, learned=False))
 register(Weighting("uniform", None, learned=False))
 register(Weighting("oracle", oracle, learned=False))
