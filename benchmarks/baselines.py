@@ -2,8 +2,8 @@
 
     python benchmarks/baselines.py noisy_labels --metric accuracy --seeds 10
 
-Every way that has no upper level trains for more steps, as many as cost what the learned run costs
-by counted operations. Prints the mean over seeds with its 95 % interval, the difference to the
+The first learned way has the steps of the config, every other one as many as cost the same by
+counted operations. Prints the mean over seeds with its 95 % interval, the difference to the
 learned weights seed by seed, and the p of a paired t-test.
 """
 
@@ -36,23 +36,22 @@ PLAIN = {
     "meta set added": ["weighting=uniform", "train_on=both"],
     "meta set only": ["weighting=uniform", "train_on=meta"],
 }
+ALIGNED = ["hypergradient=identity", "unroll_steps=1"]
 LEARNED = {
     "domain_table": ["weighting=domain_table"],
     "instance_table": ["weighting=instance_table"],
     "instance_network": ["weighting=instance_network"],
-    "learning to reweight": ["weighting=learning_to_reweight", "hypergradient=identity"],
+    "learning to reweight": ["weighting=learning_to_reweight", *ALIGNED],
     # The inner product of a group's gradient with the meta set's, one a step and no H.
-    "gradient alignment": ["weighting=domain_table", "hypergradient=identity", "unroll_steps=1"],
+    "gradient alignment": ["weighting=domain_table", *ALIGNED],
 }
 
 
-def cycle_operations(config: Any, learned: bool) -> int:
-    """Counted operations of one upper step and the lower steps before it, or of these alone."""
+def step_operations(config: Any) -> float:
+    """Counted operations of one lower step, and its share of the upper step that follows."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        if not learned:
-            config = replace(config, weighting="uniform", weighting_options={})
-        config = replace(config, out=str(out))
+        config = replace(config, out=str(out), unroll_steps=min(config.unroll_steps, config.steps))
         with open_run(out, config, resume=False, overwrite=False) as run:
             engine = find_task(config.task).build(config, run).engine(config, out)
 
@@ -62,7 +61,7 @@ def cycle_operations(config: Any, learned: bool) -> int:
                     engine.train_step()
 
             cycle()  # the first one is also checked
-            return operations(cycle)
+            return operations(cycle) / config.unroll_steps
 
 
 def measure(name: str, words: list[str], seed: int, metric: str) -> tuple[float, float]:
@@ -96,28 +95,31 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("dreamprm").setLevel(logging.WARNING)
     first = options.learned[0]
-    base = load_config(options.config, [*options.words, *LEARNED[first]])
-    whole, plain = (cycle_operations(base, learned) for learned in (True, False))
-    steps = {True: base.steps, False: round(base.steps * whole / plain)}
-    ways = {n: (LEARNED[n], True) for n in options.learned}
-    ways |= {n: (PLAIN[n], False) for n in options.plain}
+    ways = {name: LEARNED[name] for name in options.learned}
+    ways |= {name: PLAIN[name] for name in options.plain}
     found: dict[str, np.ndarray] = {}
     rows = []
-    for name, (words, learned) in ways.items():
-        words = [*options.words, *words, f"steps={steps[learned]}"]
-        words += [f"validate_every={steps[learned]}", "checkpoint_every=0"]
+    whole = 0.0  # operations of a run
+    for name, own in ways.items():
+        words = [*options.words, *own]
         words += options.oracle if name == "oracle" else []
+        config = load_config(options.config, [*words, "out=none"])
+        each = step_operations(config)
+        whole = whole or each * config.steps
+        steps = round(whole / each)
+        words += [f"steps={steps}", f"validate_every={steps}", "checkpoint_every=0"]
         runs = [measure(options.config, words, s, options.metric) for s in range(options.seeds)]
         found[name] = np.array([value for value, _ in runs])
         apart = found[name] - found[first]
-        test = stats.ttest_rel(found[name], found[first]).pvalue if apart.any() else 1.0
+        several = options.seeds > 1 and name != first
+        test = stats.ttest_rel(found[name], found[first]).pvalue if several else math.nan
         rows.append(
             [
                 name,
-                str(steps[learned]),
+                str(steps),
                 interval(found[name]),
                 "" if name == first else f"{interval(apart)}",
-                "" if name == first else f"{test:.2g}",
+                f"{test:.2g}" if several else "",
                 f"{np.median([seconds for _, seconds in runs]):.1f}",
             ]
         )
