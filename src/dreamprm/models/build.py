@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from dreamprm.data.trajectory import Trajectory
@@ -11,6 +10,7 @@ from dreamprm.errors import UserError, unknown_name
 from dreamprm.models.checkpointing import enable_checkpointing
 from dreamprm.models.config import ModelConfig
 from dreamprm.models.families import FAMILIES, QWEN_TOKENS, family_of
+from dreamprm.models.frozen import freeze, plain_name
 from dreamprm.models.lora import add_lora, is_plain_backbone
 from dreamprm.models.readouts import readout_named
 from dreamprm.models.reward_model import ProcessRewardModel
@@ -25,13 +25,16 @@ from dreamprm.models.vision_cache import cache_features
 TOKENIZER_ROWS = 20_000  # solutions, evenly spread, that a tiny tokenizer learns its merges from
 
 
-def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> ProcessRewardModel:
+def build_model(
+    config: ModelConfig, rows: Sequence[Trajectory], seed: int, precision: str = "fp32"
+) -> ProcessRewardModel:
     """A new reward model.
 
     Args:
         config: which backbone.
         rows: the training solutions, from whose text a tiny backbone's tokenizer is made.
         seed: of a tiny backbone's weights.
+        precision: in which a frozen backbone runs.
 
     Raises:
         UserError: there is no such backbone, or it has no vision tower to freeze,
@@ -39,6 +42,10 @@ def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> P
     """
     name = config.backbone
     settings: dict[str, Any] = {"readout": config.readout, "step_marker": config.step_marker}
+    if config.layers:
+        settings["layers"] = list(config.layers)
+    if readout_named(config.readout).has_widths:
+        settings["widths"] = list(config.widths)
     if config.system is not None:
         settings["system"] = config.system
     if readout_named(config.readout).two_words:
@@ -70,9 +77,11 @@ def build_model(config: ModelConfig, rows: Sequence[Trajectory], seed: int) -> P
         if family is None:
             raise UserError(f"model.freeze_vision is true, but {name} has no vision tower")
         model.backbone.get_submodule(family.tower).requires_grad_(False)
+    named = not name.startswith("tiny-") and is_plain_backbone(name, model.backbone)
+    base = plain_name(name) if named else None
+    if config.freeze_backbone:
+        freeze(model, precision, base)
     if config.lora.rank:
-        named = not name.startswith("tiny-") and is_plain_backbone(name, model.backbone)
-        base = (str(Path(name).resolve()) if Path(name).is_dir() else name) if named else None
         if model.head is not None:
             model.head.requires_grad_(False)
         model.adapter = add_lora(model.backbone, config.lora, base)

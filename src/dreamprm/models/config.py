@@ -41,15 +41,24 @@ class ModelConfig:
     # marker: a linear map of the hidden state at each step's marker; vocabulary: of the vocabulary
     # logits there (the DreamPRM paper); generative: the log-odds of two words there; conversation:
     # the same with every step a chat turn (VisualPRM, DreamPRM-1.5); prefix: vocabulary with every
-    # prefix a chat turn of its own (the published code). docs/models.md
+    # prefix a chat turn of its own (the published code); network: a small network in the place of
+    # the linear map. docs/models.md
     readout: str = "marker"
-    step_marker: str = "<|step|>"  # the token that ends each step; a new one if need be
+    widths: list[int] = field(default_factory=list)  # of the hidden layers of network
+    # Layers of the backbone that marker and network read, side by side: from 1, or from -1 at the
+    # end; none for the last one.
+    layers: list[int] = field(default_factory=list)
+    # The token that ends each step, or a text of one token, as "\n\n"; a new token if need be.
+    step_marker: str = "<|step|>"
     positive: str = "+"  # words of generative and conversation, one token each
     negative: str = "-"
     system: str | None = None  # message of conversation and prefix
     # Images are scaled to at most this many pixels; the backbone's own limit where not given.
     max_pixels: int | None = None
     freeze_vision: bool = False
+    # The backbone stays as it is: what it says of a solution is computed once, by precision,
+    # and kept in the cache; the readout alone is trained. docs/models.md
+    freeze_backbone: bool = False
     # Host memory for the features of a frozen vision tower, which then sees every image once; the
     # images beyond are computed every time. 0 for none.
     vision_cache_gb: float = 2.0

@@ -122,23 +122,13 @@ class Encoder:
             attention_mask[row, : len(ids)] = 1
         step_rows = torch.zeros(b, steps, dtype=torch.long)
         step_positions = torch.zeros(b, steps, dtype=torch.long)
-        step_mask = torch.zeros(b, steps, dtype=torch.bool)
-        step_labels = torch.zeros(b, steps)
-        label_mask = torch.zeros(b, steps, dtype=torch.bool)
-        questions: dict[Any, int] = {}
         first = 0
-        for index, (trajectory, of_one) in enumerate(zip(trajectories, encoded, strict=True)):
+        for index, of_one in enumerate(encoded):
             places = [(first + r, p) for r, (_, found) in enumerate(of_one) for p in found]
             first += len(of_one)
             for column, (row, position) in enumerate(places):
                 step_rows[index, column] = row
                 step_positions[index, column] = position
-            step_mask[index, : len(places)] = True
-            for column, label in enumerate(trajectory.step_labels or ()):
-                if label is not None:
-                    step_labels[index, column] = label
-                    label_mask[index, column] = True
-            questions.setdefault(trajectory.question_key, len(questions))
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.images is not None and pixels:
             images = [
@@ -151,9 +141,29 @@ class Encoder:
             "inputs": inputs,
             "step_rows": step_rows,
             "step_positions": step_positions,
-            "step_mask": step_mask,
-            "step_labels": step_labels,
-            "label_mask": label_mask,
+            **self.labels(trajectories),
+        }
+
+    def labels(self, trajectories: Sequence[Trajectory]) -> dict[str, Tensor]:
+        """What a batch of b trajectories, of S steps at most, says beside what the backbone reads.
+
+        Returns:
+            ``step_mask``, ``step_labels``, ``label_mask``, ``outcome``, ``domain`` and
+            ``question`` of :meth:`__call__`.
+        """
+        lengths = [len(trajectory.steps) for trajectory in trajectories]
+        steps = max(1, *lengths)
+        labels = [
+            [*(trajectory.step_labels or ()), *[None] * steps][:steps]
+            for trajectory in trajectories
+        ]
+        questions: dict[Any, int] = {}
+        for trajectory in trajectories:
+            questions.setdefault(trajectory.question_key, len(questions))
+        return {
+            "step_mask": torch.arange(steps) < torch.tensor(lengths)[:, None],
+            "step_labels": torch.tensor([[x or 0.0 for x in row] for row in labels]),
+            "label_mask": torch.tensor([[x is not None for x in row] for row in labels]),
             "outcome": torch.tensor(
                 [float("nan") if t.outcome is None else float(t.outcome) for t in trajectories]
             ),

@@ -53,6 +53,15 @@ class ImageReader(Protocol):
         """What the forward call takes besides the tokens, from the images of every row."""
 
 
+def marker_of(tokenizer: Any, text: str) -> int | None:
+    """The id of the token that is named so, or that the text is, such as a line break; or None."""
+    named = tokenizer.get_vocab().get(text)
+    if named is not None:
+        return None if named == tokenizer.unk_token_id else named
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
+
+
 class TokenLayout:
     """The layout ``markers``; and what the others share with it.
 
@@ -80,9 +89,10 @@ class TokenLayout:
     ) -> None:
         self.tokenizer, self.images = tokenizer, images
         self.answer, self.system = answer, system
-        self.marker: int = tokenizer.convert_tokens_to_ids(step_marker)
-        if self.marker is None or self.marker == tokenizer.unk_token_id:
+        marker = marker_of(tokenizer, step_marker)
+        if marker is None:
             raise UserError(f"the tokenizer has no token {step_marker!r} to mark the end of a step")
+        self.marker = marker
         self._rendered: dict[tuple[int, int], list[list[int]]] = {}
         if system is not None and not (self.is_chat and tokenizer.chat_template):
             raise UserError(

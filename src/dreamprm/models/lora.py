@@ -132,11 +132,13 @@ def load_backbone(path: str | Path, settings: dict[str, Any], dtype: torch.dtype
     base = settings.get("base")
     if base is None:
         return AutoModel.from_pretrained(path, dtype=dtype)
-    from peft import PeftModel
-
     backbone = AutoModel.from_pretrained(
         Path(path) / BASE_FOLDER if base == BASE_FOLDER else base, dtype=dtype
     )
+    if not (Path(path) / ADAPTER_FOLDER).is_dir():
+        return backbone
+    from peft import PeftModel
+
     model: Any = PeftModel.from_pretrained(backbone, Path(path) / ADAPTER_FOLDER)
     return model.merge_and_unload()
 

@@ -7,6 +7,7 @@ words, or None for a readout that needs none; the result is one logit per step, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,32 @@ class Marker(nn.Linear):
         """The logits of the steps, [b, S]."""
         with torch.autocast(hidden.device.type, enabled=False):
             return super().forward(hidden.to(self.weight.dtype)).squeeze(-1)
+
+
+class Network(nn.Module):
+    """A small network over the hidden state, its last layer started at zero (every score 0.5).
+
+    The state is centred and scaled over its d entries first, as by a layer norm without weights:
+    those of inner layers are of any size.
+
+    Args:
+        width: d.
+        widths: of the hidden layers; none for a linear map.
+    """
+
+    def __init__(self, width: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        sizes = [width, *widths]
+        layers: list[nn.Module] = [nn.LayerNorm(width, elementwise_affine=False)]
+        for before, after in itertools.pairwise(sizes):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.last = Marker(sizes[-1])
+
+    def forward(self, hidden: Tensor, head: nn.Module | None = None) -> Tensor:
+        """The logits of the steps, [b, S]."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.last(self.layers(hidden.to(self.last.weight.dtype)))
 
 
 class Vocabulary(Marker):
@@ -91,16 +118,21 @@ class Readout:
         needs_head: whether it reads vocabulary logits.
         layout: how a solution is laid out in tokens, a name of ``dreamprm.models.layouts``.
         two_words: whether it reads the log-odds of two words, that the user may choose.
+        has_widths: whether ``build`` also takes ``widths``, of hidden layers.
     """
 
-    build: Callable[[int, int, Sequence[int]], nn.Module]
+    build: Callable[..., nn.Module]
     needs_head: bool
     layout: str = "markers"
     two_words: bool = False
+    has_widths: bool = False
 
 
 READOUTS = {
     "marker": Readout(lambda width, words, two: Marker(width), needs_head=False),
+    "network": Readout(
+        lambda width, words, two, widths: Network(width, widths), needs_head=False, has_widths=True
+    ),
     "vocabulary": Readout(lambda width, words, two: Vocabulary(words), needs_head=True),
     "generative": Readout(lambda width, words, two: Generative(two), True, two_words=True),
     # Each step a user turn that is answered by one of the words (VisualPRM, DreamPRM-1.5).

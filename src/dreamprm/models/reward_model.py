@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,9 @@ from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
 from dreamprm.models.encoding import Encoder
 from dreamprm.models.families import family_of
+from dreamprm.models.frozen import freeze, states_of
 from dreamprm.models.images import FamilyImages
+from dreamprm.models.layouts import marker_of
 from dreamprm.models.lora import Adapter, load_backbone, save_backbone
 from dreamprm.models.readouts import head_of, one_token, readout_named
 from dreamprm.models.scoring_batches import MAX_TOKENS, TokenBatch, token_batches
@@ -34,6 +37,7 @@ from dreamprm.models.shared_prefix import (
     encode_groups,
     last_hidden_state,
 )
+from dreamprm.models.state_store import StateStore
 from dreamprm.progress import progress_bar
 from dreamprm.writing import whole_folder
 
@@ -63,9 +67,12 @@ class ProcessRewardModel(nn.Module):
         positive, negative: the two words of the ``generative`` and ``conversation`` readouts, one
             token each.
         system: the system message of the readouts whose layout is a chat; None for none.
+        layers: of the backbone that are read, side by side, from 1 or from −1 at the end; none for
+            the last one.
+        widths: of the hidden layers of the ``network`` readout.
 
     Raises:
-        UserError: there is no such readout or backbone family, or a word is not one token.
+        UserError: there is no such readout, layer or backbone family, or a word is not one token.
     """
 
     def __init__(
@@ -79,6 +86,8 @@ class ProcessRewardModel(nn.Module):
         positive: str = "+",
         negative: str = "-",
         system: str | None = None,
+        layers: Sequence[int] = (),
+        widths: Sequence[int] = (),
     ) -> None:
         super().__init__()
         kind = readout_named(readout)
@@ -86,11 +95,13 @@ class ProcessRewardModel(nn.Module):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.adapter: Adapter | None = None  # LoRA of the backbone, if it has any
+        self.store: StateStore | None = None  # of a frozen backbone's states; see frozen.py
+        self.base: str | None = None  # where a frozen backbone is from
         config: Any = backbone.config
         family = family_of(config)
         self.images = FamilyImages(family, image_processor, tokenizer, config) if family else None
         self.step_marker = step_marker
-        self.settings = {"readout": readout, "step_marker": step_marker}
+        self.settings: dict[str, Any] = {"readout": readout, "step_marker": step_marker}
         self.system = system
         if system is not None:
             self.settings["system"] = system
@@ -103,7 +114,14 @@ class ProcessRewardModel(nn.Module):
         head = (head or head_of(backbone)) if kind.needs_head else None
         words = cast(Any, head).weight.shape[0] if head is not None else 0
         self.head = head
-        self.readout = kind.build(config.get_text_config().hidden_size, words, tokens)
+        self.layers = checked_layers(layers, config, readout)
+        own: dict[str, Any] = {}
+        if self.layers:
+            self.settings["layers"] = self.layers
+        if kind.has_widths:
+            self.settings["widths"] = own["widths"] = list(widths)
+        width = config.get_text_config().hidden_size * max(1, len(self.layers))
+        self.readout = kind.build(width, words, tokens, **own)
 
     def encoder(self, domains: Sequence[str] = ()) -> Encoder:
         """What turns trajectories into this model's batches."""
@@ -119,11 +137,19 @@ class ProcessRewardModel(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Logits of the step scores, [b, S]; meaningful where ``batch["step_mask"]`` is true."""
+        return self.readout(self.states(batch), self.head)
+
+    def states(self, batch: dict[str, Any]) -> Tensor:
+        """What the readout reads at every step, [b, S, d]; as the batch has it, where it does."""
+        if "states" in batch:
+            return batch["states"]
+        places = batch["step_rows"], batch["step_positions"]
         if "prefixes" in batch:
-            hidden = last_hidden_state(self.backbone, batch)
-        else:
-            hidden = self.backbone(**batch["inputs"], use_cache=False).last_hidden_state
-        return self.readout(hidden[batch["step_rows"], batch["step_positions"]], self.head)
+            return last_hidden_state(self.backbone, batch)[places]
+        if not self.layers:
+            return self.backbone(**batch["inputs"], use_cache=False).last_hidden_state[places]
+        found = self.backbone(**batch["inputs"], use_cache=False, output_hidden_states=True)
+        return torch.cat([found.hidden_states[layer][places] for layer in self.layers], -1)
 
     def score(
         self, trajectories: Iterable[Trajectory], max_tokens: int = MAX_TOKENS
@@ -172,26 +198,29 @@ class ProcessRewardModel(nn.Module):
             done: the solutions of the first batches, which are left out; the other batches, and
                 so their logits to the last bit, are the same as without it.
         """
-        encode = self.encoder()
-        device = next(self.parameters()).device
-        share = self.layout != "prefixes" and can_share_prefixes(self.backbone)
+        states = self.step_states if self.store is None else partial(states_of, self)
         was_training = self.training
         self.eval()
         try:
-            for batch in token_batches(encode, items, max_tokens, share, done):
-                groups = [[items[i] for i in piece.rows] for piece in batch.pieces]
-                rows = [row for group in groups for row in group]
-                encoded = encode_groups(encode, groups) if batch.shared else encode(rows)
-                logits = self(to_device(encoded, device)).float().cpu()
-                yield (
-                    batch,
-                    [
-                        found[: len(row.steps)].tolist()
-                        for row, found in zip(rows, logits, strict=True)
-                    ],
-                )
+            for batch, found in states(items, max_tokens, done):
+                logits = self.readout(found, self.head).float().cpu()
+                lengths = [len(items[i].steps) for i in batch.rows]
+                yield batch, [row[:n].tolist() for row, n in zip(logits, lengths, strict=True)]
         finally:
             self.train(was_training)
+
+    def step_states(
+        self, items: Sequence[Trajectory], max_tokens: int = MAX_TOKENS, done: Collection[int] = ()
+    ) -> Iterator[tuple[TokenBatch, Tensor]]:
+        """The batches of :meth:`scored_batches` with what the readout reads of them, [b, S, d]."""
+        encode = self.encoder()
+        device = next(self.parameters()).device
+        share = self.layout != "prefixes" and not self.layers and can_share_prefixes(self.backbone)
+        for batch in token_batches(encode, items, max_tokens, share, done):
+            groups = [[items[i] for i in piece.rows] for piece in batch.pieces]
+            rows = [row for group in groups for row in group]
+            encoded = encode_groups(encode, groups) if batch.shared else encode(rows)
+            yield batch, self.states(to_device(encoded, device))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes backbone, tokenizer, image processor and readout into one folder, safetensors.
@@ -201,12 +230,16 @@ class ProcessRewardModel(nn.Module):
         Raises:
             UserError: it cannot be written.
         """
-        with whole_folder(folder, last=SETTINGS_FILE) as partial, _rust_errors(folder):
-            self._save(partial)
+        with whole_folder(folder, last=SETTINGS_FILE) as written, _rust_errors(folder):
+            self._save(written)
 
     def _save(self, folder: Path) -> None:
         backbone: Any = self.backbone
-        base = save_backbone(backbone, self.adapter, folder)
+        if self.base is None:
+            base = save_backbone(backbone, self.adapter, folder)
+        else:
+            base = {"base": self.base}
+            backbone.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if self.image_processor is not None:
             self.image_processor.save_pretrained(folder)
@@ -220,7 +253,7 @@ class ProcessRewardModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, dtype: torch.dtype = torch.float32, **settings: str
+        cls, path: str | Path, dtype: torch.dtype = torch.float32, **settings: Any
     ) -> ProcessRewardModel:
         """Loads a saved reward model, or makes one of a plain Hugging Face backbone.
 
@@ -229,8 +262,9 @@ class ProcessRewardModel(nn.Module):
                 backbone; the latter gets the step marker as a new token where it has none, and a
                 readout that is untrained (every score 0.5), but for those of two words.
             dtype: of the backbone's parameters.
-            settings: ``readout``, ``step_marker``, ``positive``, ``negative`` and ``system`` of a
-                plain backbone, as the constructor takes them; a saved model has its own.
+            settings: ``readout``, ``step_marker``, ``positive``, ``negative``, ``system``,
+                ``layers`` and ``widths`` of a plain backbone, as the constructor takes them; a
+                saved model has its own.
 
         Raises:
             UserError: there is no model at that path, or a saved one has other settings, or its
@@ -274,12 +308,14 @@ class ProcessRewardModel(nn.Module):
             head = head_of(backbone)
             for name, tensor in own.items():
                 setattr(head, name, nn.Parameter(tensor.to(dtype)))
-        settings.pop("base", None)
+        base, frozen = settings.pop("base", None), settings.pop("frozen", None)
         model = cls(backbone, tokenizer, image_processor, head=head, **settings)
         if saved:
             model.readout.load_state_dict(tensors)
         elif any(True for _ in model.readout.parameters()):
             log.warning("%s has no readout yet: every score is 0.5 until it is trained", path)
+        if frozen is not None:
+            freeze(model, base=base, **frozen)
         return model
 
 
@@ -294,9 +330,27 @@ def _rust_errors(folder: str | Path) -> Iterator[None]:
         raise UserError(f"cannot write {folder}: {error}") from error
 
 
+def checked_layers(layers: Sequence[int], config: Any, readout: str) -> list[int]:
+    """The layers that are read, counted from 1.
+
+    Raises:
+        UserError: there is no such layer, or the readout reads the last one.
+    """
+    count = config.get_text_config().num_hidden_layers
+    for layer in layers:
+        if not isinstance(layer, int) or not 1 <= layer % (count + 1) <= count or layer > count:
+            raise UserError(f"model.layers has {layer!r}, expected 1 to {count}, or -{count} to -1")
+    if layers and readout_named(readout).needs_head:
+        raise UserError(
+            f"model.layers are for model.readout=marker and network: {readout} reads what the "
+            "vocabulary head does"
+        )
+    return [layer % (count + 1) for layer in layers]
+
+
 def add_step_marker(backbone: Any, tokenizer: Any, marker: str) -> None:
     """Makes ``marker`` one token, and the embedding table long enough for it."""
-    if marker in tokenizer.get_vocab():
+    if marker_of(tokenizer, marker) is not None:
         return
     tokenizer.add_special_tokens(
         {"extra_special_tokens": [marker]}, replace_extra_special_tokens=False

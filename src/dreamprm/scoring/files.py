@@ -16,7 +16,7 @@ from dreamprm.data.formats import load_trajectories
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError, need_whole
 from dreamprm.journal import Journal, is_finished, journal_path
-from dreamprm.models.fingerprint import weights_digest
+from dreamprm.models.fingerprint import reading_digest, weights_digest
 from dreamprm.models.reward_model import SETTINGS_FILE, ProcessRewardModel
 from dreamprm.models.scoring_batches import MAX_TOKENS, Tally
 from dreamprm.progress import progress_bar
@@ -125,21 +125,14 @@ def fingerprint(
     model: ProcessRewardModel, rows: Sequence[Trajectory], max_tokens: int
 ) -> dict[str, Any]:
     """What the scores are a function of; equal for equal weights and data, wherever they lie."""
-    solutions, reading = hashlib.sha256(), hashlib.sha256()
+    solutions = hashlib.sha256()
     digests = {path: _digest_of(path) for row in rows for path in row.images}
     for row in rows:
         images = [digests[path] for path in row.images]
         solutions.update(json.dumps([row.id, row.question, row.steps, images]).encode())
-    tokenizer: Any = model.tokenizer
-    config: Any = model.backbone.config
-    settings = (tokenizer.get_vocab(), tokenizer.chat_template, config.to_dict())
-    for part in settings:
-        reading.update(json.dumps(part, sort_keys=True, default=str).encode())
-    if model.image_processor is not None:
-        reading.update(model.image_processor.to_json_string().encode())
     return {
         "model": weights_digest(model, model.settings),
-        "tokenizer, image processor or config": reading.hexdigest(),
+        "tokenizer, image processor or config": reading_digest(model),
         "solutions": solutions.hexdigest(),
         "--max-tokens": max_tokens,
     }

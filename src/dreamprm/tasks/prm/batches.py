@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 
@@ -19,11 +19,13 @@ from dreamprm.tasks.prm.config import Config
 
 log = logging.getLogger("dreamprm")
 
+Collate: TypeAlias = Callable[[Sequence[Trajectory]], Any]
+
 
 def train_batches(
     config: Config,
     rows: TrajectoryTable,
-    encode: Encoder,
+    encode: Collate,
     fits: Callable[[Trajectory], bool] | None = None,
 ) -> BatchStream:
     """Micro-batches of the lower level: sampled as ``data.sampling`` says, or filled by tokens.
@@ -36,6 +38,7 @@ def train_batches(
     """
     size = config.lower.batch_size // config.lower.accumulate
     if config.lower.max_tokens is not None:
+        assert isinstance(encode, Encoder)
         lengths = [_tokens(encode, row, config.lower.max_tokens) for row in rows]
         filled = TokenBatchStream(rows, lengths, config.lower.max_tokens, size, encode, config.seed)
         log.info("batches filled by tokens: %.1f %% padding", 100 * filled.padding())
@@ -64,7 +67,7 @@ def _tokens(encode: Encoder, row: Trajectory, most: int) -> int:
 
 
 def meta_batches(
-    rows: list[Trajectory], meta_loss: str, batch_size: int, encode: Encoder, seed: int
+    rows: list[Trajectory], meta_loss: str, batch_size: int, encode: Collate, seed: int
 ) -> BatchStream:
     """Batches of the meta set, with what the meta loss needs in every one of them.
 

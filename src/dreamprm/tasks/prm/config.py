@@ -125,6 +125,20 @@ def check_prm(config: Config, where: str) -> None:
         raise UserError(
             f"{where}: model.max_pixels is {config.model.max_pixels}, expected at least 1"
         )
+    if config.model.freeze_backbone:
+        for key in ("model.lora.rank", "model.gradient_checkpointing", "lower.max_tokens"):
+            if value_of(config, key):
+                raise UserError(
+                    f"{where}: {key} is {value_of(config, key)}, for a backbone that runs at every "
+                    "step: with model.freeze_backbone it does not"
+                )
+    if any(width < 1 for width in config.model.widths):
+        raise UserError(f"{where}: model.widths is {config.model.widths}, expected 1 and more")
+    if config.model.widths and not READOUTS[config.model.readout].has_widths:
+        raise UserError(
+            f"{where}: model.widths is {config.model.widths}, for model.readout=network; found "
+            f"{config.model.readout}"
+        )
     if config.lower.max_tokens is not None:
         if config.data.sampling != "proportional":
             raise UserError(

@@ -17,6 +17,7 @@ from dreamprm.data.trajectory import Trajectory
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.evaluation.accuracy import evaluate_selection
 from dreamprm.models.build import build_model
+from dreamprm.models.frozen import StateEncoder, compute_states
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
 from dreamprm.reporting.examples import choose_examples, save_examples
@@ -25,7 +26,7 @@ from dreamprm.run_directory.opening import RunDirectory
 from dreamprm.scoring.selection import step_logits_of
 from dreamprm.tasks.columns import META
 from dreamprm.tasks.corrections import corrections
-from dreamprm.tasks.prm.batches import meta_batches, train_batches
+from dreamprm.tasks.prm.batches import Collate, meta_batches, train_batches
 from dreamprm.tasks.prm.config import Config
 from dreamprm.tasks.prm.observing import Observer, build_observer
 from dreamprm.tasks.prm.words import WORDS
@@ -117,11 +118,12 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
         folder: the engine's run directory.
     """
     torch.manual_seed(config.seed)
-    model = build_model(config.model, data.train, config.seed)
-    encode = model.encoder([*data.domains, *([META] if config.train_on != "train" else [])])
+    model = build_model(config.model, data.train, config.seed, config.precision)
+    encoder = model.encoder([*data.domains, *([META] if config.train_on != "train" else [])])
+    encode: Collate = encoder
 
     def fits(row: Trajectory) -> bool:
-        return len(encode.tokens(row)[0]) <= config.data.max_tokens
+        return len(encoder.tokens(row)[0]) <= config.data.max_tokens
 
     # Of data on disk, lengths are looked at when a solution is drawn: all of them take too long.
     later = data.streamed and config.lower.max_tokens is None
@@ -131,6 +133,9 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
     parts = [usable_train(data.train, None if later else fits)] if config.train_on != "meta" else []
     parts += [labelled_by_outcome(meta)] if config.train_on != "train" else []
     table = TrajectoryTable.concatenate(parts)
+    if model.store is not None:
+        compute_states(model, [*table, *meta], progress="states")
+        encode = StateEncoder(encoder, model.store)
     stream = train_batches(config, table, encode, fits if later else None)
     return link(
         config,
