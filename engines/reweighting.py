@@ -46,7 +46,12 @@ class ReweightingEngine(Engine):
 
     def validation(self) -> dict[str, float]:
         """What ``validate`` finds."""
-        return dict(self.validate(self.lower.module)) if self.validate is not None else {}
+        if self.validate is None:
+            return {}
+        found = self.validate(self.lower.module)
+        if not isinstance(found, Mapping):
+            raise UserError(f"validate gave a {type(found).__name__}, expected numbers by name")
+        return dict(found)
 
     @property
     def weights_from(self) -> Any:

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from dreamprm.config.reading import refuse_missing
 from dreamprm.engines.base import Engine
 from dreamprm.engines.reweighting import ReweightingEngine
+from dreamprm.errors import UserError
 from dreamprm.reporting import write_report
 from dreamprm.run_directory.names import (
     BASELINE,
@@ -84,6 +85,11 @@ def run_task(
     out = Path(config.out)
     with open_run(out, config, resume, overwrite) as run:
         built: Task = module.build(config, run)
+        if not hasattr(built, "engine"):
+            raise UserError(
+                f"build of the task gave {built!r}, expected what has engine, end and facts, such "
+                "as a ReweightingTask: docs/tasks.md"
+            )
         engine = _engine(built, config, out, run)
         if run.continues:
             _resume(engine)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreamprm.errors import UserError
 from dreamprm.problems.base import Problem
 from dreamprm.problems.next_step import DIRECTION, alignments
 
@@ -60,10 +61,21 @@ class ReweightedProblem(Problem):
 
     def weighted(self, batch: Any, losses: Tensor) -> dict[str, Tensor]:
         """The same of sample losses, [b], that are there already."""
+        self._check_losses(batch, losses)
         return {
             "loss": (self.sample_weights(batch, losses) * losses).mean(),
             "unweighted_loss": losses.detach().mean(),
         }
+
+    def _check_losses(self, batch: Any, losses: Tensor) -> None:
+        """A mean, or a column, would be weighted without a word, and mean nothing."""
+        known = isinstance(batch, dict) and "index" in batch
+        expected = f"[{len(batch['index'])}]" if known else "[b]"
+        if losses.dim() != 1 or (known and len(losses) != len(batch["index"])):
+            raise UserError(
+                f"sample_losses of problem {self.name!r} gave the shape {list(losses.shape)}, "
+                f"expected {expected}: a loss for every sample of the batch"
+            )
 
     def corrected(self, batch: Any) -> Any:
         """A batch as the losses are taken of it: with other labels, where they are learned."""

@@ -33,7 +33,8 @@ class Words:
         metrics: the numbers of ``summary.json`` and, by the same names, of validations.
         tiles: metrics that matter most, the main one first; empty for the first two of the run.
         against: for a tile, the metrics to hold it against.
-        test: what the numbers of ``summary.json`` are measured on.
+        test: what all numbers of ``summary.json`` are measured on; empty where that is no test, or
+            no single one.
         plain: what a run without an upper level has.
     """
 
@@ -43,7 +44,7 @@ class Words:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     tiles: Sequence[str] = ()
     against: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    test: str = "test set"
+    test: str = ""
     plain: str = "uniform weights"
 
     def title(self, name: str) -> str:

@@ -21,6 +21,23 @@ Schema = TypeVar("Schema")
 _SCALAR = (str, int, float)  # what YAML makes of a name
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML's would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As of any loader."""
+        places: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in places and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.YAMLError(
+                    f"the key {key.value} stands in line {places[key.value]} and in line {line}"
+                )
+            if isinstance(key.value, str):
+                places[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
 def shipped_configs() -> list[str]:
     """Names of the configs that come with the package."""
     folder = resources.files("dreamprm.configs")
@@ -189,9 +206,11 @@ def _text(path: Path) -> str:
 
 def _values(text: str, where: str) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(text)
+        found = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:  # the latter for a date such as 2026-13-01
         raise UserError(f"{where} is not YAML: {error}") from error
+    if found is None:
+        raise UserError(f"{where} is empty, expected keys and values")
     if not isinstance(found, dict):
         raise UserError(f"{where} holds {type(found).__name__}, expected keys and values")
     return found

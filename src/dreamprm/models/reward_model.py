@@ -270,6 +270,9 @@ class ProcessRewardModel(nn.Module):
             UserError: there is no model at that path, or a saved one has other settings, or its
                 image processor needs a package that is missing.
         """
+        named_as_folder = str(path).startswith((".", "~", "/")) or str(path).count("/") > 1
+        if named_as_folder and not Path(path).exists():
+            raise UserError(f"there is no folder {path} with a model")
         settings_file = Path(path) / SETTINGS_FILE
         saved = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
         for key, value in settings.items():

@@ -74,7 +74,8 @@ def _outcomes(labels: list[str], runs: Sequence[Run], words: Words) -> Table | N
         [label, *(value_of(numbers, key) for key in columns)] for label, numbers in rows
     ]
     header = ["run", *map(words.title, columns)]
-    return Table(f"On each run's {words.test}", header, cells, key="summary")
+    title = f"On each run's {words.test}" if words.test else "At the end of each run"
+    return Table(title, header, cells, key="summary")
 
 
 def _weights(labels: list[str], runs: Sequence[Run], words: Words) -> Table | None:

@@ -37,7 +37,9 @@ def outcome_section(run: Run) -> OutcomeSection:
     ]
     labels = LEARNED | {"uniform": words.plain}
     header = ["metric", *(labels.get(name, name.replace("_", " ")) for name in runs)]
-    table = Table(f"On the {words.test}", header, rows, key="summary")
+    table = Table(
+        f"On the {words.test}" if words.test else "At the end", header, rows, key="summary"
+    )
     known = [words.metrics[key] for key in metrics if key in words.metrics]
     meanings = [(metric.title, metric.meaning) for metric in known if metric.meaning]
     return OutcomeSection(_tiles(runs, metrics, words), table, meanings)
@@ -54,7 +56,7 @@ def _why_none(run: Run) -> str:
         data = run.config.get("data")
         has_keys = isinstance(data, dict) and "test_share" in data
         remedy = ": data.test or data.test_share gives it one" if has_keys else ""
-        return f"The run has no {run.words.test}{remedy}."
+        return f"The run has no {run.words.test or 'numbers'}{remedy}."
     if run.finished:
         return "The run has ended; what it logged is below."
     if run.trained:

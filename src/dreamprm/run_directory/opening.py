@@ -7,6 +7,7 @@ moment leaves the old run whole, or the new one, which ``--resume`` continues.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ from dreamprm.errors import UserError
 from dreamprm.run_directory.lock import LOCK_FILE, Lock, locked
 from dreamprm.run_directory.names import BUILT_IN, CONFIG_FILE, FILES, FOLDERS, RUN_FILE
 from dreamprm.writing import PARTIAL, write_whole, writing
+
+log = logging.getLogger("dreamprm")
 
 # The config of a run whose predecessor is being deleted.
 NEXT_CONFIG = "config.next.yaml"
@@ -82,6 +85,9 @@ def open_run(out: Path, config: Any, resume: bool, overwrite: bool) -> Iterator[
     Raises:
         UserError: it is no folder for this run, or another process writes to it.
     """
+    inside = _holder(out)
+    if inside is not None:
+        raise UserError(f"{out} lies inside the run {inside}, which writes there itself")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, expected a folder for the run")
     made = _make(out)
@@ -132,10 +138,21 @@ def _prepare(out: Path, config: Any, resume: bool, overwrite: bool) -> bool:
                 "out=DIR starts another"
             )
         return resume
+    if resume:
+        log.info("%s holds no run to continue: it begins", out)
     foreign = sorted(path.name for path in out.iterdir() if path.name not in LEFTOVERS)
     if foreign:
         raise UserError(f"{out} holds {foreign[0]}, which is of no run: expected an empty folder")
     return False
+
+
+def _holder(out: Path) -> Path | None:
+    """The run directory that has the folder as one of its own, if there is one."""
+    path = out.absolute()
+    for folder, part in zip(path.parents, (path, *path.parents), strict=False):
+        if part.name in FOLDERS and (folder / CONFIG_FILE).is_file():
+            return folder
+    return None
 
 
 def _finish_replacing(out: Path, keep: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.optim import Optimizer, SparseAdam
 from torch.utils.data import default_collate
@@ -21,6 +22,7 @@ from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.errors import UserError, unknown_name
 from dreamprm.hypergradients import resolve
 from dreamprm.hypergradients.interface import STEPS
+from dreamprm.run_directory.names import MODEL, MODULE_FILE
 from dreamprm.tasks.columns import Columns, training_rows
 from dreamprm.tasks.config import OptimizerConfig, RunConfig
 from dreamprm.tasks.corrections import corrections
@@ -30,6 +32,7 @@ from dreamprm.weighting import Rows, build_weighting
 from dreamprm.weighting.labels import LabelTable
 from dreamprm.weighting.row_parameters import RowParameters
 from dreamprm.words import Words
+from dreamprm.writing import whole_folder
 
 log = logging.getLogger("dreamprm")
 
@@ -79,6 +82,12 @@ class ReweightingTask:
     digests: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        wanted = {"train": self.train}
+        if self.config.learned or self.config.train_on != "train":
+            wanted["meta"] = self.meta
+        for name, rows in wanted.items():
+            if not len(rows):
+                raise UserError(f"the task's {name} has no rows")
         if not self.digests:
             self.digests = {
                 "training data": digest(self.train),
@@ -103,7 +112,7 @@ class ReweightingTask:
         )
 
     def end(self, engine: ReweightingEngine, folder: Path) -> dict[str, Any]:
-        """The numbers of a run that has ended."""
+        """Saves the lower module's tensors, and gives the numbers of a run that has ended."""
         measure = self.measure or self.validate
         engine.lower.module.eval()
         with torch.no_grad():
@@ -114,9 +123,13 @@ class ReweightingTask:
             if measured and self.config.train_on == "train":  # else the rows are others
                 assert self.measure_weights is not None
                 numbers |= self.measure_weights(self.row_weights(engine))
+        with whole_folder(folder / MODEL, last=MODULE_FILE) as written:
+            save_model(engine.lower.module, str(written / MODULE_FILE))
         labels = engine.row_labels()
         if labels is not None and self.truth is not None and self.config.train_on != "meta":
-            numbers |= corrections(labels, self.truth)  # meta rows are behind those of training
+            numbers |= corrections(
+                labels, map(_plain, self.truth)
+            )  # meta rows are behind those of training
         return numbers
 
     @torch.no_grad()

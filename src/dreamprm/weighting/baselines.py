@@ -119,4 +119,5 @@ def oracle(rows: Rows, *, column: str = "clean", values: Sequence[Any] = (True,)
         )
     weights = right / right.mean()
     of_value = dict(zip(map(str, found), weights.tolist(), strict=True))
-    return FixedWeights(of_value if len(of_value) <= len(found) // 2 else {}, weights)
+    # The values of another column are no groups of the task.
+    return FixedWeights(of_value if column == rows.group else {}, weights)

@@ -6,6 +6,7 @@ from dreamprm.words import Metric, Words
 WORDS = Words(
     group="domain",
     sample="solution",
+    test="test set",
     metrics={
         "step_auc": Metric("step AUC", "chance that a right step scores above a wrong one"),
         "best_of_n": Metric(
