@@ -97,7 +97,8 @@ def test_a_readout_is_saved_with_the_model(readout: str, tied: bool, tmp_path: P
     model = ProcessRewardModel.from_pretrained(tmp_path, readout=readout)
     if not READOUTS[readout].two_words:
         assert model.score(data)[0] == [0.5, 0.5]
-        torch.nn.init.normal_(model.readout.weight)
+        for p in model.readout.parameters():
+            torch.nn.init.normal_(p)
     torch.nn.init.normal_(model.backbone.get_input_embeddings().weight)
     scores = model.step_logits(data)
     assert len({x for row in scores for x in row}) == 7

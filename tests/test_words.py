@@ -81,7 +81,7 @@ def test_words_survive_the_file_and_what_is_wrong_is_named() -> None:
 def test_the_words_of_several_runs_are_neutral_where_they_differ() -> None:
     assert union([IMAGES, IMAGES]).group == "annotator"
     both = union([IMAGES, WORDS])
-    assert (both.group, both.sample, both.test) == ("group", "sample", "test set")
+    assert (both.group, both.sample, both.test) == ("group", "sample", "")
     assert list(both.metrics) == ["accuracy", *WORDS.metrics]
 
 
