@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dreamprm.config.methods import ONE_PRODUCT, SOURCES, parts_of
 from dreamprm.errors import UserError
 from dreamprm.hypergradients.finite import is_finite
 from dreamprm.hypergradients.implicit import ImplicitMethod
@@ -17,6 +16,7 @@ from dreamprm.hypergradients.randomness import same_randomness
 from dreamprm.hypergradients.solvers import SOLVERS
 from dreamprm.hypergradients.unrolled import UnrolledMethod
 from dreamprm.hypergradients.vectors import Tensors
+from dreamprm.method_names import ONE_PRODUCT, SOURCES, parts_of
 
 METHODS: dict[str, Method] = {}
 
@@ -58,8 +58,8 @@ def resolve(name: str) -> Method:
         if isinstance(method, ImplicitMethod | UnrolledMethod) and known not in ONE_PRODUCT
     ]
     first, product = parts_of(name, METHODS, with_products, PRODUCTS)
-    method = METHODS[first]
-    return replace(method, name=name, product=PRODUCTS[product]) if product else method  # type: ignore[call-arg]
+    method: Any = METHODS[first]
+    return replace(method, name=name, product=PRODUCTS[product]) if product else method
 
 
 def indirect_gradient(

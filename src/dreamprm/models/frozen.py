@@ -94,9 +94,9 @@ def states_of(
     known = [i for i in wanted if items[i] in store]
     for first in range(0, len(known), READ_AT_ONCE):
         rows = known[first : first + READ_AT_ONCE]
-        found = [store.get(items[i]) for i in rows]
+        of_rows = [store.get(items[i]) for i in rows]
         pieces = tuple(Piece((i,), (0,), 0) for i in rows)
-        yield TokenBatch(pieces), padded(found)
+        yield TokenBatch(pieces), padded(of_rows)
     missing = sorted(set(wanted) - set(known))
     if not missing:
         return
@@ -111,9 +111,10 @@ def states_of(
             with torch.inference_mode(False), torch.no_grad():
                 precision = model.settings["frozen"]["precision"]
                 with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
-                    batch, states = next(batches, (None, None))
-            if batch is None:
+                    found = next(batches, None)
+            if found is None:
                 break
+            batch, states = found
             rows = [missing[row] for row in batch.rows]
             for i, state in zip(rows, states, strict=True):
                 new[store.key(items[i])] = state[: len(items[i].steps)].cpu().clone()

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dreamprm.config.methods import check_built_in
 from dreamprm.config.plugins import absolute, load_module, load_plugins
 from dreamprm.config.reading import read_config, read_keys
 from dreamprm.errors import UserError
+from dreamprm.method_names import check_built_in
 from dreamprm.tasks.config import BilevelConfig, RunConfig
 
 BUILT_IN = ("hyper_cleaning", "noisy_labels", "prm", "weight_decay")  # modules of dreamprm.tasks

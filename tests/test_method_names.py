@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dreamprm.config import methods
+from dreamprm import method_names as methods
 from dreamprm.errors import UserError
 from dreamprm.hypergradients import METHODS, resolve
 from dreamprm.hypergradients.products import PRODUCTS
