@@ -27,12 +27,13 @@ import numpy as np
 from baselines import interval
 from scipy import stats
 
-from dreamprm import load_config, train
+from dreamprm import load_config
 from dreamprm.data.formats import load_trajectories, save_trajectories
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.evaluation.step_metrics import auc
-from dreamprm.models.reward_model import ProcessRewardModel
+from dreamprm.run_directory.opening import open_run
 from dreamprm.tables import table
+from dreamprm.tasks.prm import build
 
 FILES = ("gsm8k", "math")
 LEARNED = ["weighting=domain_table"]
@@ -57,13 +58,20 @@ WAYS = {
 TROUBLED = ("gsm8k-b", "math-b")
 
 
-def solutions(root: Path, most: int | None) -> list[Trajectory]:
-    """All solutions, each right where none of its steps is wrong; what nobody judged is cut off."""
+def solutions(root: Path, most: int | None, characters: int | None) -> list[Trajectory]:
+    """The first so many right solutions of every file, and as many wrong ones, of those that are
+    not longer; right are those none of whose steps is wrong."""
     found = []
     for name in FILES:
-        for row in load_trajectories(str(root / f"{name}.json"), "processbench")[:most]:
+        taken = {True: 0, False: 0}
+        for row in load_trajectories(str(root / f"{name}.json"), "processbench"):
+            if characters and len(row.question) + sum(map(len, row.steps)) > characters:
+                continue
             labels = row.step_labels or ()
-            found.append(replace(row, domain=name, outcome=0.0 not in labels))
+            right = 0.0 not in labels
+            taken[right] += 1
+            if most is None or taken[right] <= most:
+                found.append(replace(row, domain=name, outcome=right))
     return found
 
 
@@ -122,16 +130,18 @@ def one(
         ]
         config = load_config("processbench", given)
         config.validate_every = config.steps
-        found = train(config)
-        model = ProcessRewardModel.from_pretrained(folder / "run" / "model")
-        scores = model.step_logits(test)
+        with open_run(folder / "run", config, resume=False, overwrite=False) as run:
+            engine = build(config, run).engine(config, folder / "run")
+            engine.config.progress = None
+            engine.run()
+            scores = engine.lower.module.step_logits(test)
     pairs = [
         (score, label)
         for row, of_row in zip(test, scores, strict=True)
         for score, label in zip(of_row, row.step_labels or (), strict=True)
         if label is not None
     ]
-    return auc([score for score, _ in pairs], [label == 1 for _, label in pairs]), found["weights"]
+    return auc([score for score, _ in pairs], [label == 1 for _, label in pairs]), engine.weights()
 
 
 def main() -> None:
@@ -144,12 +154,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="seed; for tuning, 100")
     parser.add_argument("--meta", type=int, default=60, help="problems of the meta set")
-    parser.add_argument("--most", type=int, help="solutions of a file; all by default")
+    parser.add_argument("--most", type=int, help="right, and wrong, solutions of a file")
+    parser.add_argument("--characters", type=int, help="leave out longer solutions")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--words", nargs="*", default=[], help="key=value words of every run")
     options = parser.parse_args()
     logging.getLogger("dreamprm").setLevel(logging.ERROR)
-    rows = solutions(Path(options.root), options.most)
+    rows = solutions(Path(options.root), options.most, options.characters)
     found: dict[str, np.ndarray] = {}
     weights: dict[str, list[dict[str, float]]] = {}
     for name in options.ways:
