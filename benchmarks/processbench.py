@@ -50,8 +50,10 @@ WAYS = {
     "neumann": [*LEARNED, "hypergradient=neumann"],
     "soba": [*LEARNED, "hypergradient=soba"],
     "unrolled": [*LEARNED, "hypergradient=unrolled"],
-    "calibrated": [*LEARNED, "meta_loss=calibrated"],
-    "aggregation_mse": [*LEARNED, "meta_loss=aggregation_mse"],
+    "by cross-entropy": [*LEARNED, "meta_loss=step_cross_entropy"],
+    "by outcomes": [*LEARNED, "meta_loss=pairwise"],
+    "by outcomes, calibrated": [*LEARNED, "meta_loss=calibrated"],
+    "by outcomes, aggregation_mse": [*LEARNED, "meta_loss=aggregation_mse"],
     "row table": ["weighting=instance_table"],
     "learning to reweight": ["weighting=learning_to_reweight", "unroll_steps=1"],
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Meta objectives: what a reward model is held to on solutions of which only the outcome is known.
+"""Meta objectives: what a reward model is held to on the meta set, mostly by outcomes alone.
 
 Each takes ``scores`` s [b], the mean step logit of every solution, or what else its entry
 aggregates the steps to; ``outcome`` r [b], 1 right and 0 wrong; and ``question`` [b], equal for
@@ -44,6 +44,11 @@ def probability_mse(scores: Tensor, outcome: Tensor, question: Tensor) -> Tensor
     for, "+" or "−". It sees the level of the scores, as ``aggregation_mse``.
     """
     return (scores - outcome).square().mean()
+
+
+def cross_entropy(scores: Tensor, outcome: Tensor, question: Tensor) -> Tensor:
+    """mean −log of the probability that s gives to r."""
+    return binary_cross_entropy_with_logits(scores, outcome.to(scores))
 
 
 def pairwise(scores: Tensor, outcome: Tensor, question: Tensor) -> Tensor:
@@ -157,11 +162,15 @@ class MetaLoss:
         value: the loss; its keyword-only arguments are its options, numbers above 0.
         both_outcomes: whether every batch must have right and wrong solutions.
         aggregate: gives its scores, of step logits and the mask of the steps, both [b, S].
+        of_steps: whether it is of the labelled steps of the meta set and not of its solutions: s
+            are their logits, r whether their labels are above 1/2, and each is a question of its
+            own, since the steps of one solution differ in their place too.
     """
 
     value: Callable[..., Tensor]
     both_outcomes: bool = False
     aggregate: Callable[[Tensor, Tensor], Tensor] = mean_logit
+    of_steps: bool = False
 
 
 META_LOSSES = {
@@ -169,6 +178,8 @@ META_LOSSES = {
     "probability_mse": MetaLoss(probability_mse, aggregate=mean_probability),
     "pairwise": MetaLoss(pairwise, both_outcomes=True),
     "calibrated": MetaLoss(calibrated, both_outcomes=True),
+    "step_pairwise": MetaLoss(pairwise, both_outcomes=True, of_steps=True),
+    "step_cross_entropy": MetaLoss(cross_entropy, of_steps=True),
 }
 
 

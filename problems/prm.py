@@ -74,15 +74,20 @@ class DomainWeighting(WeightingProblem):
         super().__init__(*args, **parts)
         self.options = options or {}
         found = meta_loss_named(meta_loss, self.options)
-        self.meta_loss, self.aggregate = found.value, found.aggregate
+        self.meta_loss, self.aggregate, self.of_steps = found.value, found.aggregate, found.of_steps
 
     def size_of(self, batch: dict[str, Any]) -> int:
         """Its solutions."""
         return len(batch["outcome"])
 
     def training_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The meta loss, and for the logs the share of the batch's solutions ranked right."""
+        """The meta loss, and of solutions for the logs the share that is on the right side."""
         logits, steps = self.prm(batch), batch["step_mask"]
+        if self.of_steps:
+            labelled = batch["label_mask"]
+            scores, right = logits[labelled], (batch["step_labels"][labelled] > 0.5).float()
+            apart = torch.arange(len(scores), device=scores.device)
+            return {"loss": self.meta_loss(scores, right, apart, **self.options)}
         scores = self.aggregate(logits, steps)
         loss = self.meta_loss(scores, batch["outcome"], batch["question"], **self.options)
         with torch.no_grad():

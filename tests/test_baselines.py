@@ -123,10 +123,12 @@ def test_meta_solutions_are_labelled_by_their_outcome() -> None:
     rows = [
         Trajectory("r", "d", "q", ("one", "two"), outcome=True),
         Trajectory("w", "d", "q", ("one",), outcome=False),
+        Trajectory("k", "d", "q", ("one", "two"), step_labels=(1.0, 0.0), outcome=False),
     ]
     assert [(r.domain, r.step_labels) for r in labelled_by_outcome(rows)] == [
         ("meta", (1.0, 1.0)),
         ("meta", (0.0,)),
+        ("meta", (1.0, 0.0)),
     ]
 
 

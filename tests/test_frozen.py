@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from dreamprm import load_config
+from dreamprm import load_config, train
 from dreamprm.cli import main
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
@@ -19,6 +20,7 @@ from dreamprm.models.build import build_model
 from dreamprm.models.config import ModelConfig, TinyConfig
 from dreamprm.models.frozen import StateEncoder, compute_states, freeze
 from dreamprm.models.reward_model import ProcessRewardModel
+from dreamprm.problems.prm import DomainWeighting
 from tests.small_demo import SMALL_DEMO
 from tests.test_families import varied
 
@@ -247,3 +249,34 @@ def test_a_run_trains_it_resumes_and_scores(method: str, tmp_path: Path) -> None
     assert main(["score", whole, str(rows), "--out", str(tmp_path / "scores.jsonl")]) == 0
     (line,) = map(json.loads, (tmp_path / "scores.jsonl").read_text().splitlines())
     assert len(line["scores"]) == 2
+
+
+@pytest.mark.parametrize("meta_loss", ["step_pairwise", "step_cross_entropy"])
+def test_a_meta_loss_of_steps_is_of_their_labels(meta_loss: str) -> None:
+    problem = DomainWeighting(
+        meta_loss=meta_loss, module=nn.Linear(1, 1), optimizer=torch.optim.SGD([torch.ones(1)])
+    )
+    logits = torch.tensor([[2.0, -1.0], [0.5, 9.0]])
+    problem.prm = lambda batch: logits  # type: ignore[assignment]
+    batch = {
+        "step_mask": torch.ones(2, 2, dtype=torch.bool),
+        "label_mask": torch.tensor([[True, True], [True, False]]),
+        "step_labels": torch.tensor([[1.0, 0.0], [1.0, 0.0]]),
+        "outcome": torch.tensor([0.0, 0.0]),  # not looked at
+        "question": torch.tensor([0, 0]),
+    }
+    found = problem.training_step(batch)["loss"].item()
+    right, wrong = [2.0, 0.5], -1.0
+    if meta_loss == "step_pairwise":
+        terms = [math.log1p(math.exp(wrong - each)) for each in right]
+    else:
+        terms = [math.log1p(math.exp(-each)) for each in right]
+        terms.append(math.log1p(math.exp(wrong)))
+    assert found == pytest.approx(sum(terms) / len(terms))
+
+
+def test_a_meta_loss_of_steps_needs_labels(tmp_path: Path) -> None:
+    words = ["meta_loss=step_pairwise", "steps=10", "model.freeze_backbone=true"]
+    config = load_config("demo", [*SMALL_DEMO, *words, f"out={tmp_path / 'run'}"])
+    with pytest.raises(UserError, match="the meta set has no step labels"):
+        train(config)

@@ -75,8 +75,13 @@ def meta_batches(
     has several solutions to a question; else as many right solutions as wrong ones.
 
     Raises:
-        UserError: the meta set has one outcome only, and the loss compares right with wrong.
+        UserError: the meta set has one outcome only, and the loss compares right with wrong; or the
+            loss is of steps, and none has a label.
     """
+    if META_LOSSES[meta_loss].of_steps and not any(
+        label is not None for row in rows for label in row.step_labels or ()
+    ):
+        raise UserError(f"meta_loss={meta_loss} is of steps, but the meta set has no step labels")
     outcomes = {bool(row.outcome) for row in rows}
     if len(outcomes) == 1:
         only = "right" if True in outcomes else "wrong"

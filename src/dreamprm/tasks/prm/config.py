@@ -44,7 +44,8 @@ class StoppingConfig(EarlyStoppingConfig):
 class Config(RunConfig):
     """One run of DreamPRM."""
 
-    # pairwise, calibrated, aggregation_mse (DreamPRM), probability_mse (DreamPRM-1.5)
+    # pairwise, calibrated, aggregation_mse (DreamPRM), probability_mse (DreamPRM-1.5): of outcomes;
+    # step_pairwise, step_cross_entropy: of step labels that the meta set has
     meta_loss: str = "pairwise"
     meta_loss_options: dict[str, Any] = field(default_factory=dict)  # calibrated: ridge
     step_loss: str = "squared_error"  # or cross_entropy

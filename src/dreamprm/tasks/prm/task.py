@@ -167,10 +167,13 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
 
 
 def labelled_by_outcome(meta: Sequence[Trajectory]) -> TrajectoryTable:
-    """The meta set as training data: a domain of its own, each step labelled by the outcome."""
+    """The meta set as training data: a domain of its own, each step labelled by the outcome, but
+    for solutions of which step labels are known."""
     return TrajectoryTable.of(
         [
-            replace(row, domain=META, step_labels=(float(bool(row.outcome)),) * len(row.steps))
+            replace(row, domain=META)
+            if any(label is not None for label in row.step_labels or ())
+            else replace(row, domain=META, step_labels=(float(bool(row.outcome)),) * len(row.steps))
             for row in meta
         ]
     )
