@@ -18,7 +18,7 @@ from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
 from dreamprm.models.build import build_model
 from dreamprm.models.config import ModelConfig, TinyConfig
-from dreamprm.models.frozen import StateEncoder, compute_states, freeze
+from dreamprm.models.frozen import StateEncoder, compute_states, freeze, some_states
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.problems.prm import DomainWeighting
 from tests.small_demo import SMALL_DEMO
@@ -280,3 +280,20 @@ def test_a_meta_loss_of_steps_needs_labels(tmp_path: Path) -> None:
     config = load_config("demo", [*SMALL_DEMO, *words, f"out={tmp_path / 'run'}"])
     with pytest.raises(UserError, match="the meta set has no step labels"):
         train(config)
+
+
+def test_the_network_sees_every_entry_centred_and_scaled() -> None:
+    model = built(TEXT, freeze_backbone=True, readout="network")
+    compute_states(model, TEXT)
+    assert model.store is not None
+    states = some_states(model.store, TEXT)
+    assert states.shape == (6, 32)
+    assert some_states(model.store, TEXT, most=1).shape == (2, 32)
+    readout: Any = model.readout
+    readout.standardise(states)
+    seen: list[torch.Tensor] = []
+    readout.last.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    readout(states)
+    assert torch.allclose(seen[0].mean(0), torch.zeros(32), atol=1e-5)
+    assert torch.allclose(seen[0].std(0, correction=0), torch.ones(32), atol=1e-4)
+    assert set(readout.state_dict()) == {"mean", "deviation", "last.weight", "last.bias"}

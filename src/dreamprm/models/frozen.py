@@ -144,6 +144,13 @@ def compute_states(
             bar.update(len(batch.rows))
 
 
+def some_states(store: StateStore, rows: Sequence[Trajectory], most: int = 4096) -> Tensor:
+    """The states of all steps, [n, d], of solutions evenly drawn: so many at most."""
+    count = min(len(rows), most)
+    found = [store.get(rows[i * len(rows) // count]) for i in range(count)]
+    return torch.cat([states for states in found if states is not None])
+
+
 def padded(states: Sequence[Any]) -> Tensor:
     """[b, S, d] of solutions' states, with zeros behind the last step."""
     return pad_sequence(list(states), batch_first=True)

@@ -44,17 +44,25 @@ class Network(nn.Module):
     """A small network over the hidden state, its last layer started at zero (every score 0.5).
 
     The state is centred and scaled over its d entries first, as by a layer norm without weights:
-    those of inner layers are of any size.
+    those of inner layers are of any size. Each entry is then centred and scaled over the training
+    steps, where they are known beforehand (:meth:`standardise`): what all states have in common is
+    so large in pretrained backbones that a hypergradient would otherwise see little else.
 
     Args:
         width: d.
         widths: of the hidden layers; none for a linear map.
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, width: int, widths: Sequence[int]) -> None:
         super().__init__()
         sizes = [width, *widths]
-        layers: list[nn.Module] = [nn.LayerNorm(width, elementwise_affine=False)]
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+        layers: list[nn.Module] = []
         for before, after in itertools.pairwise(sizes):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
@@ -63,7 +71,15 @@ class Network(nn.Module):
     def forward(self, hidden: Tensor, head: nn.Module | None = None) -> Tensor:
         """The logits of the steps, [b, S]."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.last(self.layers(hidden.to(self.last.weight.dtype)))
+            normed = self.norm(hidden.to(self.last.weight.dtype))
+            return self.last(self.layers((normed - self.mean) / self.deviation))
+
+    @torch.no_grad()
+    def standardise(self, states: Tensor) -> None:
+        """Centres and scales every entry as it is over some states, [n, d]."""
+        normed = self.norm(states.to(self.mean))
+        self.mean.copy_(normed.mean(0))
+        self.deviation.copy_(normed.std(0, correction=0).clamp(min=1e-6))
 
 
 class Vocabulary(Marker):

@@ -17,7 +17,8 @@ from dreamprm.data.trajectory import Trajectory
 from dreamprm.engines.reweighting import ReweightingEngine
 from dreamprm.evaluation.accuracy import evaluate_selection
 from dreamprm.models.build import build_model
-from dreamprm.models.frozen import StateEncoder, compute_states
+from dreamprm.models.frozen import StateEncoder, compute_states, some_states
+from dreamprm.models.readouts import Network
 from dreamprm.models.reward_model import ProcessRewardModel
 from dreamprm.problems.prm import DomainWeighting, PRMFineTuning
 from dreamprm.reporting.examples import choose_examples, save_examples
@@ -135,6 +136,8 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
     table = TrajectoryTable.concatenate(parts)
     if model.store is not None:
         compute_states(model, [*table, *meta], progress="states")
+        if isinstance(model.readout, Network):
+            model.readout.standardise(some_states(model.store, table))
         encode = StateEncoder(encoder, model.store)
     stream = train_batches(config, table, encode, fits if later else None)
     return link(
