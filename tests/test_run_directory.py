@@ -152,7 +152,7 @@ def test_what_a_killed_start_leaves_is_not_foreign(tmp_path: Path) -> None:
         (b"\x80\x04\x95\xff\x00", "is not UTF-8 text"),
         (b"\x00\x01\x02", "is not YAML"),
         (b"steps: [1", "is not YAML"),
-        (b"", "holds NoneType, expected keys and values"),
+        (b"", "is empty, expected keys and values"),
         (b"- 1\n", "holds list, expected keys and values"),
     ],
 )

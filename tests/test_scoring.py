@@ -124,7 +124,7 @@ def test_an_output_is_not_lost(
     assert "and this command differ in model" in capsys.readouterr().err
     save_trajectories(other / "data.jsonl", [replace(rows[0], question="?"), *rows[1:]])
     assert score(other, out, "--resume") == 2
-    assert "config, solutions:" in capsys.readouterr().err
+    assert "differ in model, solutions:" in capsys.readouterr().err
     assert Path(f"{out}.partial").read_bytes() == begun
     assert not out.exists()
 

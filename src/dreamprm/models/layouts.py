@@ -55,9 +55,9 @@ class ImageReader(Protocol):
 
 def marker_of(tokenizer: Any, text: str) -> int | None:
     """The id of the token that is named so, or that the text is, such as a line break; or None."""
-    named = tokenizer.get_vocab().get(text)
-    if named is not None:
-        return None if named == tokenizer.unk_token_id else named
+    named = tokenizer.convert_tokens_to_ids(text)
+    if named is not None and named != tokenizer.unk_token_id:
+        return named
     ids = tokenizer.encode(text, add_special_tokens=False)
     return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 
@@ -38,8 +38,7 @@ def train_batches(
     """
     size = config.lower.batch_size // config.lower.accumulate
     if config.lower.max_tokens is not None:
-        assert isinstance(encode, Encoder)
-        lengths = [_tokens(encode, row, config.lower.max_tokens) for row in rows]
+        lengths = [_tokens(cast(Encoder, encode), row, config.lower.max_tokens) for row in rows]
         filled = TokenBatchStream(rows, lengths, config.lower.max_tokens, size, encode, config.seed)
         log.info("batches filled by tokens: %.1f %% padding", 100 * filled.padding())
         return filled
