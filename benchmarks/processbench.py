@@ -170,7 +170,9 @@ def main() -> None:
         runs = [one(options, WAYS[name], rows, seed) for seed in seeds]
         found[name] = np.array([value for value, _ in runs])
         weights[name] = [of_run for _, of_run in runs]
-        print(f"{name}: {interval(found[name])}", file=sys.stderr)
+        for seed, (value, of_run) in zip(seeds, runs, strict=True):
+            shown = {domain: round(weight, 2) for domain, weight in of_run.items()}
+            print(f"{name}, seed {seed}: {value:.3f} {shown or ''}", file=sys.stderr)
     print(table(["weights", "step AUC", "to uniform", "p"], compared(found)))
     domains = sorted({domain for of in weights.values() for domain in of[0]} - {"meta"})
     lines = []

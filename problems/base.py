@@ -178,9 +178,7 @@ class Problem(ImplicitProblem):
         else:
             loss, stats = super().get_loss(batch)
         if not loss.requires_grad:
-            raise UserError(
-                f"the loss of problem {self.name!r} depends on no parameter: it has no graph"
-            )
+            raise UserError(f"the loss of problem {self.name!r} depends on no parameter")
         if not math.isfinite(stats["loss"]):
             raise FloatingPointError(f"the loss is {stats['loss']}")
         return loss, stats

@@ -16,6 +16,7 @@ from dreamprm import load_config, train
 from dreamprm.cli import main
 from dreamprm.data.trajectory import Trajectory
 from dreamprm.errors import UserError
+from dreamprm.models import frozen as frozen_module
 from dreamprm.models.build import build_model
 from dreamprm.models.config import ModelConfig, TinyConfig
 from dreamprm.models.frozen import StateEncoder, compute_states, freeze, some_states
@@ -92,6 +93,25 @@ def test_solutions_with_images_too(name: str, tmp_path: Path) -> None:
     whole, frozen = built(data, backbone=name), built(data, backbone=name, freeze_backbone=True)
     for expected, found in zip(whole.step_logits(data), frozen.step_logits(data), strict=True):
         assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_batches_that_are_left_out_change_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen_module, "READ_AT_ONCE", 2)
+    model = built(TEXT, freeze_backbone=True)
+    whole = [(batch.rows, found) for batch, found in model.scored_batches(TEXT)]
+    assert [rows for rows, _ in whole] == [[0, 1], [2]]
+    rest = [(batch.rows, found) for batch, found in model.scored_batches(TEXT, done={0, 1})]
+    assert rest == whole[1:]
+
+
+def test_a_damaged_file_of_states_is_named() -> None:
+    model = built(TEXT, freeze_backbone=True)
+    compute_states(model, TEXT)
+    assert model.store is not None
+    (file,) = model.store.folder.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(UserError, match=r"cannot read .*they are made again where the file"):
+        built(TEXT, freeze_backbone=True)
 
 
 def test_a_batch_of_states_is_that_of_the_encoder() -> None:

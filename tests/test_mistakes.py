@@ -151,6 +151,12 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     file.write_text("task: noisy_labels\nsteps: 300\nseed: 1\nsteps: 20\n")
     with pytest.raises(UserError, match="the key steps stands in line 2 and in line 4"):
         load_config(str(file))
+    file.write_text("task: noisy_labels\nlower: {batch_size: 3, batch_size: 4}\n")
+    with pytest.raises(UserError, match="the key batch_size stands in line 2 and in line 2"):
+        load_config(str(file))
+    file.write_text("? [a, b]\n: 1\n")
+    with pytest.raises(UserError, match=r"my\.yaml"):
+        load_config(str(file))
     file.write_text("lower: &level {batch_size: 3}\nupper: {<<: *level, <<: *level}\n")
     with pytest.raises(UserError, match="steps"):  # missing, while the merges may repeat
         load_config(str(file))

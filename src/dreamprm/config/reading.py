@@ -28,13 +28,14 @@ class _Loader(yaml.SafeLoader):
         """As of any loader."""
         places: dict[str, int] = {}
         for key, _ in node.value:
+            if not isinstance(key.value, str) or key.tag == "tag:yaml.org,2002:merge":
+                continue
             line = key.start_mark.line + 1
-            if key.value in places and key.tag != "tag:yaml.org,2002:merge":
+            if key.value in places:
                 raise yaml.YAMLError(
                     f"the key {key.value} stands in line {places[key.value]} and in line {line}"
                 )
-            if isinstance(key.value, str):
-                places[key.value] = line
+            places[key.value] = line
         return super().construct_mapping(node, deep)
 
 

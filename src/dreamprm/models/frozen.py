@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import xxhash
@@ -80,80 +79,80 @@ def states_of(
     max_tokens: int = MAX_TOKENS,
     done: Collection[int] = (),
 ) -> Iterator[tuple[TokenBatch, Tensor]]:
-    """Batches of solutions with the states at their steps, [b, S, d]; computed where not known.
+    """Batches of solutions with the states at their steps, [b, S, d]; first computes the missing.
 
     Args:
         model: one with a frozen backbone.
         items: the solutions; those without steps are in no batch.
         max_tokens: tokens that go through the backbone together, padding included.
-        done: solutions that are left out.
+        done: solutions of batches that are left out; the others are the same as without it.
     """
-    store = model.store
-    assert store is not None
-    wanted = [i for i, item in enumerate(items) if item.steps and i not in done]
-    known = [i for i in wanted if items[i] in store]
-    for first in range(0, len(known), READ_AT_ONCE):
-        rows = known[first : first + READ_AT_ONCE]
-        of_rows = [store.get(items[i]) for i in rows]
-        pieces = tuple(Piece((i,), (0,), 0) for i in rows)
-        yield TokenBatch(pieces), padded(of_rows)
-    missing = sorted(set(wanted) - set(known))
-    if not missing:
-        return
-    new: dict[str, Tensor] = {}
-    written = time.monotonic()
-    kind = next(model.readout.parameters()).device.type
-    model.backbone.to(kind)
-    try:
-        batches = model.step_states([items[i] for i in missing], max_tokens)
-        while True:
-            # What inference mode makes could not be trained on.
-            with torch.inference_mode(False), torch.no_grad():
-                precision = model.settings["frozen"]["precision"]
-                with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
-                    found = next(batches, None)
-            if found is None:
-                break
-            batch, states = found
-            rows = [missing[row] for row in batch.rows]
-            for i, state in zip(rows, states, strict=True):
-                new[store.key(items[i])] = state[: len(items[i].steps)].cpu().clone()
-            if time.monotonic() - written > SECONDS:
-                store.add(new)
-                new, written = {}, time.monotonic()
-            pieces = tuple(
-                replace(piece, rows=tuple(missing[row] for row in piece.rows))
-                for piece in batch.pieces
-            )
-            yield TokenBatch(pieces), states
-    finally:
-        store.add(new)
+    compute_states(model, items, "states", max_tokens)
+    assert model.store is not None
+    wanted = [i for i, item in enumerate(items) if item.steps]
+    for first in range(0, len(wanted), READ_AT_ONCE):
+        rows = wanted[first : first + READ_AT_ONCE]
+        if rows[0] not in done:
+            states = pad_sequence([model.store.get(items[i]) for i in rows], batch_first=True)
+            yield TokenBatch(tuple(Piece((i,), (0,), 0) for i in rows)), states
 
 
 def compute_states(
-    model: ProcessRewardModel, items: Sequence[Trajectory], progress: str | None = None
+    model: ProcessRewardModel,
+    items: Sequence[Trajectory],
+    progress: str | None = None,
+    max_tokens: int = MAX_TOKENS,
 ) -> None:
-    """Has the store know all of the solutions; an interrupt loses what the last seconds gave."""
-    assert model.store is not None
-    missing = [item for item in items if item.steps and item not in model.store]
+    """Has the store know all of the solutions; an interrupt loses what the last seconds gave.
+
+    Args:
+        model: one with a frozen backbone.
+        items: the solutions; of those without steps there is nothing to know.
+        progress: what the progress bar is called; None shows none.
+        max_tokens: tokens that go through the backbone together, padding included; on a CPU at most
+            ``TOKENS_ON_CPU``.
+    """
+    store = model.store
+    assert store is not None
+    missing = [item for item in items if item.steps and item not in store]
     if not missing:
         return
-    on_cpu = next(model.readout.parameters()).device.type == "cpu"
+    kind = next(model.readout.parameters()).device.type
+    model.backbone.to(kind)
+    batches = model.step_states(
+        missing, min(max_tokens, TOKENS_ON_CPU) if kind == "cpu" else max_tokens
+    )
+    half = model.settings["frozen"]["precision"] == "bf16"
+    new: dict[str, Tensor] = {}
+    written = time.monotonic()
     with progress_bar(progress, len(missing), "solution") as bar:
-        for batch, _ in states_of(model, missing, TOKENS_ON_CPU if on_cpu else MAX_TOKENS):
-            bar.update(len(batch.rows))
+        try:
+            while True:
+                # What inference mode makes could not be trained on.
+                with (
+                    torch.inference_mode(False),
+                    torch.no_grad(),
+                    torch.autocast(kind, torch.bfloat16, enabled=half),
+                ):
+                    found = next(batches, None)
+                if found is None:
+                    break
+                batch, states = found
+                for i, state in zip(batch.rows, states, strict=True):
+                    new[store.key(missing[i])] = state[: len(missing[i].steps)].cpu().clone()
+                if time.monotonic() - written > SECONDS:
+                    store.add(new)
+                    new, written = {}, time.monotonic()
+                bar.update(len(batch.rows))
+        finally:
+            store.add(new)
 
 
 def some_states(store: StateStore, rows: Sequence[Trajectory], most: int = 4096) -> Tensor:
     """The states of all steps, [n, d], of solutions evenly drawn: so many at most."""
     count = min(len(rows), most)
     found = [store.get(rows[i * len(rows) // count]) for i in range(count)]
-    return torch.cat([states for states in found if states is not None])
-
-
-def padded(states: Sequence[Any]) -> Tensor:
-    """[b, S, d] of solutions' states, with zeros behind the last step."""
-    return pad_sequence(list(states), batch_first=True)
+    return torch.cat(found)
 
 
 class StateEncoder:
@@ -170,7 +169,10 @@ class StateEncoder:
     def __call__(self, trajectories: Sequence[Trajectory]) -> dict[str, Tensor]:
         """As of :class:`Encoder`, with ``states`` [b, S, d] in the place of inputs and places."""
         states = [self.store.get(row) for row in trajectories]
-        return {"states": padded(states), **self.encode.labels(trajectories)}
+        return {
+            "states": pad_sequence(states, batch_first=True),
+            **self.encode.labels(trajectories),
+        }
 
 
 def plain_name(name: str) -> str:

@@ -62,6 +62,18 @@ def marker_of(tokenizer: Any, text: str) -> int | None:
     return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
 
 
+def add_step_marker(backbone: Any, tokenizer: Any, marker: str) -> None:
+    """Makes ``marker`` one token, and the embedding table long enough for it."""
+    if marker_of(tokenizer, marker) is not None:
+        return
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": [marker]}, replace_extra_special_tokens=False
+    )
+    # Published tables are padded (Qwen2-VL: 151,936 rows for 151,657 tokens), so most need no row.
+    if len(tokenizer) > backbone.get_input_embeddings().num_embeddings:
+        backbone.resize_token_embeddings(len(tokenizer))
+
+
 class TokenLayout:
     """The layout ``markers``; and what the others share with it.
 

@@ -169,6 +169,24 @@ def readout_named(name: str) -> Readout:
     return READOUTS[name]
 
 
+def checked_layers(layers: Sequence[int], config: Any, readout: str) -> list[int]:
+    """The layers that are read, counted from 1.
+
+    Raises:
+        UserError: there is no such layer, or the readout reads the last one.
+    """
+    count = config.get_text_config().num_hidden_layers
+    for layer in layers:
+        if not isinstance(layer, int) or not 1 <= layer % (count + 1) <= count or layer > count:
+            raise UserError(f"model.layers has {layer!r}, expected 1 to {count}, or -{count} to -1")
+    if layers and readout_named(readout).needs_head:
+        raise UserError(
+            f"model.layers are for model.readout=marker and network: {readout} reads what the "
+            "vocabulary head does"
+        )
+    return [layer % (count + 1) for layer in layers]
+
+
 # Of a text config: what some families do to the logits after the head.
 AFTER_HEAD = ("logit_scale", "logits_scaling", "final_logit_softcapping", "lm_head_multiplier")
 

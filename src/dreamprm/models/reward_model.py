@@ -28,9 +28,9 @@ from dreamprm.models.encoding import Encoder
 from dreamprm.models.families import family_of
 from dreamprm.models.frozen import freeze, states_of
 from dreamprm.models.images import FamilyImages
-from dreamprm.models.layouts import marker_of
+from dreamprm.models.layouts import add_step_marker
 from dreamprm.models.lora import Adapter, load_backbone, save_backbone
-from dreamprm.models.readouts import head_of, one_token, readout_named
+from dreamprm.models.readouts import checked_layers, head_of, one_token, readout_named
 from dreamprm.models.scoring_batches import MAX_TOKENS, TokenBatch, token_batches
 from dreamprm.models.shared_prefix import (
     can_share_prefixes,
@@ -137,7 +137,15 @@ class ProcessRewardModel(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Logits of the step scores, [b, S]; meaningful where ``batch["step_mask"]`` is true."""
-        return self.readout(self.states(batch), self.head)
+        return self.logits_of(self.states(batch))
+
+    def logits_of(self, states: Tensor) -> Tensor:
+        """Logits of the step scores, [b, S], by what the readout reads at every step, [b, S, d]."""
+        if self.store is None:
+            return self.readout(states, self.head)
+        # States from disk; and a head that stands apart, which the model's moves leave behind.
+        states = states.to(next(self.readout.parameters()).device)
+        return self.readout(states, None if self.head is None else self.head.to(states.device))
 
     def states(self, batch: dict[str, Any]) -> Tensor:
         """What the readout reads at every step, [b, S, d]; as the batch has it, where it does."""
@@ -203,7 +211,7 @@ class ProcessRewardModel(nn.Module):
         self.eval()
         try:
             for batch, found in states(items, max_tokens, done):
-                logits = self.readout(found, self.head).float().cpu()
+                logits = self.logits_of(found).float().cpu()
                 lengths = [len(items[i].steps) for i in batch.rows]
                 yield batch, [row[:n].tolist() for row, n in zip(logits, lengths, strict=True)]
         finally:
@@ -331,33 +339,3 @@ def _rust_errors(folder: str | Path) -> Iterator[None]:
         if isinstance(error, OSError) or "os error" not in str(error).lower():
             raise
         raise UserError(f"cannot write {folder}: {error}") from error
-
-
-def checked_layers(layers: Sequence[int], config: Any, readout: str) -> list[int]:
-    """The layers that are read, counted from 1.
-
-    Raises:
-        UserError: there is no such layer, or the readout reads the last one.
-    """
-    count = config.get_text_config().num_hidden_layers
-    for layer in layers:
-        if not isinstance(layer, int) or not 1 <= layer % (count + 1) <= count or layer > count:
-            raise UserError(f"model.layers has {layer!r}, expected 1 to {count}, or -{count} to -1")
-    if layers and readout_named(readout).needs_head:
-        raise UserError(
-            f"model.layers are for model.readout=marker and network: {readout} reads what the "
-            "vocabulary head does"
-        )
-    return [layer % (count + 1) for layer in layers]
-
-
-def add_step_marker(backbone: Any, tokenizer: Any, marker: str) -> None:
-    """Makes ``marker`` one token, and the embedding table long enough for it."""
-    if marker_of(tokenizer, marker) is not None:
-        return
-    tokenizer.add_special_tokens(
-        {"extra_special_tokens": [marker]}, replace_extra_special_tokens=False
-    )
-    # Published tables are padded (Qwen2-VL: 151,936 rows for 151,657 tokens), so most need no row.
-    if len(tokenizer) > backbone.get_input_embeddings().num_embeddings:
-        backbone.resize_token_embeddings(len(tokenizer))

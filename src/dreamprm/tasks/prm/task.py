@@ -135,7 +135,8 @@ def build_engine(config: Config, data: RunData, folder: Path) -> PRMEngine:
     parts += [labelled_by_outcome(meta)] if config.train_on != "train" else []
     table = TrajectoryTable.concatenate(parts)
     if model.store is not None:
-        compute_states(model, [*table, *meta], progress="states")
+        tested = [row for question in data.test for row in question.trajectories()]
+        compute_states(model, [*table, *meta, *tested], progress="states")
         if isinstance(model.readout, Network):
             model.readout.standardise(some_states(model.store, table))
         encode = StateEncoder(encoder, model.store)
