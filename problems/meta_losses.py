@@ -54,7 +54,8 @@ def cross_entropy(scores: Tensor, outcome: Tensor, question: Tensor) -> Tensor:
 def pairwise(scores: Tensor, outcome: Tensor, question: Tensor) -> Tensor:
     """mean over pairs of softplus(−(s_right − s_wrong)); blind to the level of the scores.
 
-    Pairs are taken within a question where the batch has such pairs, else within the batch.
+    Pairs are taken within a question where at least half of the solutions have one there, else
+    within the batch: a few such pairs would speak for all of it.
 
     Raises:
         ValueError: the batch has only one outcome.
@@ -64,7 +65,8 @@ def pairwise(scores: Tensor, outcome: Tensor, question: Tensor) -> Tensor:
     if not pairs.any():
         raise ValueError("pairwise needs right and wrong solutions in every meta batch")
     within = pairs & (question[:, None] == question[None, :])
-    pairs = torch.where(within.any(), within, pairs)
+    paired = within.any(0) | within.any(1)
+    pairs = torch.where(2 * paired.sum() >= len(scores), within, pairs)
     return softplus(scores[None, :] - scores[:, None])[pairs].mean()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -263,6 +264,32 @@ def test_questions_larger_than_a_batch_come_whole() -> None:
         batch = next(stream)
         assert len(batch) == 10
         assert len({row.question for row in batch}) == 1
+
+
+@pytest.mark.parametrize("loss", ["pairwise", "calibrated", "step_pairwise"])
+def test_a_few_questions_with_both_outcomes_do_not_speak_for_all(loss: str) -> None:
+    rows = [solution(i, f"q{max(i, 1)}", i % 2 == 0) for i in range(40)]  # q1 has both
+    rows = [replace(row, step_labels=(1.0,) * len(row.steps)) for row in rows]
+    stream = iter(meta_batches(rows, loss, 8, list, 0))  # type: ignore[arg-type]
+    seen = [row for _ in range(5) for row in next(stream)]
+    assert len({row.id for row in seen}) == 40
+    assert sum(bool(row.outcome) for row in seen) == 20
+
+
+def test_a_loss_of_steps_takes_whole_questions_apart() -> None:
+    rows = [solution(i, f"q{i // 2}", i % 2 == 0) for i in range(40)]
+    rows = [replace(row, step_labels=(1.0,) * len(row.steps)) for row in rows]
+    batch = next(iter(meta_batches(rows, "step_pairwise", 8, list, 0)))  # type: ignore[arg-type]
+    assert len({row.question for row in batch}) > 4
+
+
+def test_one_pair_within_a_question_is_not_the_whole_loss() -> None:
+    scores = torch.tensor([0.5, -0.2, 1.0, 0.7, 2.0, 0.1], dtype=torch.float64)
+    outcome = torch.tensor([1, 0, 1, 0, 0, 1]).double()
+    right, wrong = scores[outcome == 1], scores[outcome == 0]
+    terms = [math.log1p(math.exp(w - r)) for r in right.tolist() for w in wrong.tolist()]
+    found = pairwise(scores, outcome, torch.tensor([0, 0, 1, 2, 3, 4]))
+    assert found.item() == pytest.approx(sum(terms) / 9)
 
 
 def test_questions_with_one_outcome_only_are_left_out() -> None:

@@ -70,8 +70,9 @@ def meta_batches(
 ) -> BatchStream:
     """Batches of the meta set, with what the meta loss needs in every one of them.
 
-    For a level-invariant loss: whole questions with right and wrong solutions where the meta set
-    has several solutions to a question; else as many right solutions as wrong ones.
+    For a level-invariant loss: whole questions with right and wrong solutions where at least half
+    of the solutions are of such; the others are left out then. Else, and for a loss of steps, as
+    many right solutions as wrong ones.
 
     Raises:
         UserError: the meta set has one outcome only, and the loss compares right with wrong; or the
@@ -107,8 +108,17 @@ def meta_batches(
     for row in rows:
         questions.setdefault(row.question_key, []).append(row)
     mixed = [group for group in questions.values() if len({row.outcome for row in group}) == 2]
-    if mixed and len(questions) > 1:
-        average = sum(map(len, mixed)) / len(mixed)
+    of_mixed = sum(map(len, mixed))
+    if 2 * of_mixed >= len(rows) and len(questions) > 1 and not META_LOSSES[meta_loss].of_steps:
+        if of_mixed < len(rows):
+            log.info(
+                "meta set: %d of %d solutions are of questions with right and wrong ones, which "
+                "%s compares; the others are left out",
+                of_mixed,
+                len(rows),
+                meta_loss,
+            )
+        average = of_mixed / len(mixed)
         places = {id(row): place for place, row in enumerate(rows)}
 
         def flat(groups: list[list[Trajectory]]) -> Any:
