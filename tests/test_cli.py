@@ -145,9 +145,11 @@ def test_hypergradients_measures_fidelity(methods: dict[str, dict[str, Any]]) ->
     tasks = {"ridge", "logistic", "prm, fp32", "prm, bf16", "prm, dropout"}
     for row in methods.values():
         assert row["cosine"].keys() == row["error"].keys() == tasks
-        # One mask for all evaluations: dropout costs no precision. HF's norms run in fp32.
-        assert row["error"]["prm, dropout"] < (1e-3 if row["name"] == "darts" else 1e-5)
-        assert row["error"]["prm, fp32"] < (1e-3 if row["name"] == "darts" else 1e-5)
+        # One mask for all evaluations: dropout costs no precision. HF's norms run in fp32. What a
+        # difference of fp32 losses loses depends on the processor's order of sums: 4e-4 to 1.6e-3.
+        most = 4e-3 if row["name"] == "darts" else 5e-5
+        assert row["error"]["prm, dropout"] < most
+        assert row["error"]["prm, fp32"] < most
     assert methods["cg"]["error"]["ridge"] < 1e-8
     assert methods["cg"]["error"]["logistic"] < 1e-8
     assert methods["t1t2"]["error"]["ridge"] > 0.1  # H is not the identity there
