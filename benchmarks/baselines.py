@@ -2,20 +2,22 @@
 
     python benchmarks/baselines.py noisy_labels --metric accuracy --seeds 10
 
-The first learned way has the steps of the config, every other one as many as cost the same by
-counted operations. Prints the mean over seeds with its 95 % interval, the difference to the
-learned weights seed by seed, and the p of a paired t-test.
+The first way has the steps of the config, every other one as many as cost the same by counted
+operations. Prints the mean over seeds with its 95 % interval, the difference to the first way seed
+by seed, and the p of a paired t-test; then the weights of the groups that were learned. `{seed}` in
+a word is the seed. With --out, a run that is finished is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ LEARNED = {
     # The inner product of a group's gradient with the meta set's, one a step and no H.
     "gradient alignment": ["weighting=domain_table", *ALIGNED],
 }
+MOVING = ("worst group",)  # whose groups' weights move without being learned
 
 
 def step_operations(config: Any) -> float:
@@ -64,68 +67,134 @@ def step_operations(config: Any) -> float:
             return operations(cycle) / config.unroll_steps
 
 
-def measure(name: str, words: list[str], seed: int, metric: str) -> tuple[float, float]:
-    """The metric of a run, and its seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        given = [*words, f"seed={seed}", f"out={folder}/run", "baseline=false"]
-        config = load_config(name, given)
-        start = time.perf_counter()
-        numbers = train(config)["runs"][config.weighting]
-        return numbers[metric], time.perf_counter() - start
+@dataclass
+class Result:
+    """Of one run: a number of its summary, the groups' weights and seconds."""
+
+    value: float
+    weights: dict[str, float]
+    seconds: float
 
 
-def interval(values: np.ndarray) -> str:
+def measure(name: str, words: list[str], seed: int, metric: str, kept: Path | None) -> Result:
+    """One run; where it is kept already, it is read."""
+    words = [word.replace("{seed}", str(seed)) for word in words] + [f"seed={seed}"]
+    if kept and kept.is_file():
+        found = json.loads(kept.read_text())
+        if found["words"] != words:
+            raise SystemExit(f"{kept} is of a run with other words: take another --out")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            config = load_config(name, [*words, f"out={folder}/run", "baseline=false"])
+            start = time.perf_counter()
+            summary = train(config)
+        found = {
+            "words": words,
+            "seconds": time.perf_counter() - start,
+            "numbers": summary["runs"][config.weighting],
+            "weights": summary.get("weights") or {},
+        }
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(found))
+    return Result(found["numbers"][metric], found["weights"], found["seconds"])
+
+
+def interval(values: np.ndarray, digits: int = 4) -> str:
     """Mean and half the width of its 95 % interval."""
     if len(values) < 2:
-        return f"{values.mean():.4f}"
+        return f"{values.mean():.{digits}f}"
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return f"{values.mean():.4f} ± {half:.4f}"
+    return f"{values.mean():.{digits}f} ± {half:.{digits}f}"
+
+
+def compared(found: dict[str, list[Result]], steps: dict[str, int], metric: str) -> str:
+    """The table of the metric, every way against the first one."""
+    first = next(iter(found))
+    rows = []
+    for name, results in found.items():
+        values = np.array([result.value for result in results])
+        apart = values - [result.value for result in found[first]]
+        several = len(values) > 1 and name != first
+        rows.append(
+            [
+                name,
+                str(steps[name]),
+                interval(values),
+                "" if name == first else interval(apart),
+                f"{stats.ttest_rel(apart, 0 * apart).pvalue:.2g}" if several else "",
+                f"{np.median([result.seconds for result in results]):.1f}",
+            ]
+        )
+    return table(["weights", "lower steps", metric, f"to {first}", "p", "seconds"], rows)
+
+
+def of_groups(found: dict[str, list[Result]], bad: list[str]) -> str:
+    """The table of the groups' weights; "below" counts seeds whose bad groups are all below the
+    others."""
+    learned = {
+        name: [result.weights for result in results]
+        for name, results in found.items()
+        if name in MOVING or name not in PLAIN
+    }
+    learned = {name: of for name, of in learned.items() if of[0]}
+    if not learned:
+        return ""
+    groups = list(next(iter(learned.values()))[0])
+    rows = []
+    for name, of in learned.items():
+        row = [name, *(interval(np.array([each[g] for each in of]), 2) for g in groups)]
+        if bad:
+            below = [
+                max(each[g] for g in bad) < min(each[g] for g in groups if g not in bad)
+                for each in of
+            ]
+            row.append(f"{sum(below)} of {len(of)}")
+        rows.append(row)
+    return table(["mean weight", *groups, *(["bad ones below"] if bad else [])], rows)
 
 
 def main() -> None:
-    """Runs all ways and prints the table."""
+    """Runs all ways and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="a path, or the name of a shipped config")
     parser.add_argument("--metric", required=True, help="a number of summary.json")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--learned", nargs="+", default=["domain_table"], choices=LEARNED)
-    parser.add_argument("--plain", nargs="+", default=list(PLAIN), choices=PLAIN)
+    parser.add_argument("--first", type=int, default=0, help="seed; for tuning, 100")
+    parser.add_argument(
+        "--ways", nargs="+", default=["domain_table", *PLAIN], choices=[*LEARNED, *PLAIN]
+    )
+    parser.add_argument(
+        "--way", nargs="+", action="append", default=[], metavar="WORD",
+        help="a way of one's own: its name, then key=value words",
+    )  # fmt: skip
     parser.add_argument("--oracle", nargs="*", default=[], help="key=value words of the oracle")
+    parser.add_argument("--bad", nargs="*", default=[], help="groups that should weigh least")
     parser.add_argument("--words", nargs="*", default=[], help="key=value words of every run")
+    parser.add_argument("--out", type=Path, help="a folder for what every run says")
     options = parser.parse_args()
-    logging.getLogger("dreamprm").setLevel(logging.WARNING)
-    first = options.learned[0]
-    ways = {name: LEARNED[name] for name in options.learned}
-    ways |= {name: PLAIN[name] for name in options.plain}
-    found: dict[str, np.ndarray] = {}
-    rows = []
+    logging.getLogger("dreamprm").setLevel(logging.ERROR)
+    ways = {name: (LEARNED | PLAIN)[name] for name in options.ways}
+    ways |= {own[0]: own[1:] for own in options.way}
+    found: dict[str, list[Result]] = {}
+    steps: dict[str, int] = {}
     whole = 0.0  # operations of a run
     for name, own in ways.items():
-        words = [*options.words, *own]
-        words += options.oracle if name == "oracle" else []
-        config = load_config(options.config, [*words, "out=none"])
+        words = [*options.words, *own, *(options.oracle if name == "oracle" else [])]
+        given = [word.replace("{seed}", str(options.first)) for word in words]
+        config = load_config(options.config, [*given, "out=none"])
         each = step_operations(config)
         whole = whole or each * config.steps
-        steps = round(whole / each)
-        words += [f"steps={steps}", f"validate_every={steps}", "checkpoint_every=0"]
-        runs = [measure(options.config, words, s, options.metric) for s in range(options.seeds)]
-        found[name] = np.array([value for value, _ in runs])
-        apart = found[name] - found[first]
-        several = options.seeds > 1 and name != first
-        test = stats.ttest_rel(found[name], found[first]).pvalue if several else math.nan
-        rows.append(
-            [
-                name,
-                str(steps),
-                interval(found[name]),
-                "" if name == first else f"{interval(apart)}",
-                f"{test:.2g}" if several else "",
-                f"{np.median([seconds for _, seconds in runs]):.1f}",
-            ]
-        )
-        print(f"{name}: {rows[-1][2]}", file=sys.stderr)
-    header = ["weights", "lower steps", options.metric, f"to {first}", "p", "seconds"]
-    print(table(header, rows))
+        steps[name] = round(whole / each)
+        words += [f"steps={steps[name]}", f"validate_every={steps[name]}", "checkpoint_every=0"]
+        found[name] = []
+        for seed in range(options.first, options.first + options.seeds):
+            kept = options.out / f"{name.replace(' ', '-')}-{seed}.json" if options.out else None
+            found[name].append(measure(options.config, words, seed, options.metric, kept))
+            print(f"{name}, seed {seed}: {found[name][-1]}", file=sys.stderr)
+    print(compared(found, steps, options.metric))
+    if weights := of_groups(found, options.bad):
+        print("\n" + weights)
 
 
 if __name__ == "__main__":

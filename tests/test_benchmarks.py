@@ -38,6 +38,14 @@ SMALL = ["--width", "64", "--layers", "1"]
             ],
         ),
         ("difference_steps.py", ["--quick"]),
+        (
+            "baselines.py",
+            [
+                *("noisy_labels", "--metric", "accuracy", "--seeds", "2"),
+                *("--ways", "domain_table", "uniform", "--words", "steps=10"),
+                *("--way", "cg", "weighting=domain_table", "hypergradient=cg"),
+            ],
+        ),
         ("hypergradients.py", ["exactness", "cost", "--width", "128", "--layers", "1"]),
     ],
 )

@@ -266,6 +266,12 @@ def test_questions_larger_than_a_batch_come_whole() -> None:
         assert len({row.question for row in batch}) == 1
 
 
+def test_from_a_tenth_on_questions_with_both_outcomes_are_compared_within() -> None:
+    rows = [solution(i, f"q{max(i, 3)}", i % 2 == 0) for i in range(40)]  # q3 has four of both
+    batch = next(iter(meta_batches(rows, "pairwise", 8, list, 0)))  # type: ignore[arg-type]
+    assert {row.question for row in batch} == {"q3"}
+
+
 @pytest.mark.parametrize("loss", ["pairwise", "calibrated", "step_pairwise"])
 def test_a_few_questions_with_both_outcomes_do_not_speak_for_all(loss: str) -> None:
     rows = [solution(i, f"q{max(i, 1)}", i % 2 == 0) for i in range(40)]  # q1 has both

@@ -70,9 +70,9 @@ def meta_batches(
 ) -> BatchStream:
     """Batches of the meta set, with what the meta loss needs in every one of them.
 
-    For a level-invariant loss: whole questions with right and wrong solutions where at least half
-    of the solutions are of such; the others are left out then. Else, and for a loss of steps, as
-    many right solutions as wrong ones.
+    For a level-invariant loss: whole questions with right and wrong solutions where at least a
+    tenth of the solutions are of such; the others are left out then (docs/results.md measures why).
+    Else, and for a loss of steps, as many right solutions as wrong ones.
 
     Raises:
         UserError: the meta set has one outcome only, and the loss compares right with wrong; or the
@@ -109,7 +109,7 @@ def meta_batches(
         questions.setdefault(row.question_key, []).append(row)
     mixed = [group for group in questions.values() if len({row.outcome for row in group}) == 2]
     of_mixed = sum(map(len, mixed))
-    if 2 * of_mixed >= len(rows) and len(questions) > 1 and not META_LOSSES[meta_loss].of_steps:
+    if 10 * of_mixed >= len(rows) and len(questions) > 1 and not META_LOSSES[meta_loss].of_steps:
         if of_mixed < len(rows):
             log.info(
                 "meta set: %d of %d solutions are of questions with right and wrong ones, which "
