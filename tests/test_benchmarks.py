@@ -38,15 +38,6 @@ SMALL = ["--width", "64", "--layers", "1"]
             ],
         ),
         ("difference_steps.py", ["--quick"]),
-        (
-            "baselines.py",
-            [
-                *("noisy_labels", "--metric", "accuracy", "--seeds", "2"),
-                *("--ways", "domain_table", "uniform", "--words", "steps=10"),
-                *("--way", "cg", "weighting=domain_table", "hypergradient=cg"),
-            ],
-        ),
-        ("hypergradients.py", ["exactness", "cost", "--width", "128", "--layers", "1"]),
     ],
 )
 def test_every_line_is_a_measurement(
@@ -66,6 +57,36 @@ def test_every_line_is_a_measurement(
         assert all(math.isfinite(number) for number in _numbers(row)), row
         apart = [row[key] for key in ("logits apart", "scores_apart") if key in row]
         assert all(value < 1e-5 for value in apart), row
+
+
+def test_baselines_stand_beside_each_other_and_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        *("noisy_labels", "--metric", "accuracy", "--seeds", "2", "--out", str(tmp_path)),
+        *("--ways", "domain_table", "uniform", "--words", "steps=10"),
+        *("--way", "by cg", "weighting=domain_table", "hypergradient=cg"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["baselines.py", *arguments])
+    monkeypatch.syspath_prepend(str(FOLDER))
+    printed = []
+    for _ in range(2):
+        runpy.run_path(str(FOLDER / "baselines.py"), run_name="__main__")
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]  # the seconds are kept, so nothing ran again
+    first, second = printed[0].split("\n\n")
+    ways = [line.split("|")[1].strip() for line in first.splitlines()[2:]]
+    steps = [int(line.split("|")[2]) for line in first.splitlines()[2:]]
+    assert ways == ["domain_table", "uniform", "by cg"]
+    assert steps[0] == 10
+    assert steps[1] > 10 > steps[2]
+    kept = [json.loads((tmp_path / f"uniform-{seed}.json").read_text()) for seed in range(2)]
+    mean = sum(each["numbers"]["accuracy"] for each in kept) / 2
+    assert f"| {mean:.4f} ± " in first.splitlines()[3]
+    assert [line.split("|")[1].strip() for line in second.splitlines()[2:]] == [
+        "domain_table",
+        "by cg",
+    ]
 
 
 def _numbers(value: Any) -> list[float]:
