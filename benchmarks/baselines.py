@@ -3,9 +3,9 @@
     python benchmarks/baselines.py noisy_labels --metric accuracy --seeds 10
 
 The first way has the steps of the config, every other one as many as cost the same by counted
-operations. Prints the mean over seeds with its 95 % interval, the difference to the first way seed
-by seed, and the p of a paired t-test; then the weights of the groups that were learned. `{seed}` in
-a word is the seed. With --out, a run that is finished is not run again.
+operations. Prints the mean over seeds with its 95 % interval, the difference to the first way (or
+to that of --against) seed by seed, and the p of a paired t-test; then the weights of the groups
+that were learned. `{seed}` in a word is the seed. With --out, a finished run is not run again.
 """
 
 from __future__ import annotations
@@ -108,25 +108,26 @@ def interval(values: np.ndarray, digits: int = 4) -> str:
     return f"{values.mean():.{digits}f} ± {half:.{digits}f}"
 
 
-def compared(found: dict[str, list[Result]], steps: dict[str, int], metric: str) -> str:
-    """The table of the metric, every way against the first one."""
-    first = next(iter(found))
+def compared(
+    found: dict[str, list[Result]], steps: dict[str, int], metric: str, against: str
+) -> str:
+    """The table of the metric, every way against one of them."""
     rows = []
     for name, results in found.items():
         values = np.array([result.value for result in results])
-        apart = values - [result.value for result in found[first]]
-        several = len(values) > 1 and name != first
+        apart = values - [result.value for result in found[against]]
+        several = len(values) > 1 and name != against
         rows.append(
             [
                 name,
                 str(steps[name]),
                 interval(values),
-                "" if name == first else interval(apart),
+                "" if name == against else interval(apart),
                 f"{stats.ttest_rel(apart, 0 * apart).pvalue:.2g}" if several else "",
                 f"{np.median([result.seconds for result in results]):.1f}",
             ]
         )
-    return table(["weights", "lower steps", metric, f"to {first}", "p", "seconds"], rows)
+    return table(["weights", "lower steps", metric, f"to {against}", "p", "seconds"], rows)
 
 
 def of_groups(found: dict[str, list[Result]], bad: list[str]) -> str:
@@ -168,6 +169,7 @@ def main() -> None:
         "--way", nargs="+", action="append", default=[], metavar="WORD",
         help="a way of one's own: its name, then key=value words",
     )  # fmt: skip
+    parser.add_argument("--against", help="what the others are held against, else the first way")
     parser.add_argument("--oracle", nargs="*", default=[], help="key=value words of the oracle")
     parser.add_argument("--bad", nargs="*", default=[], help="groups that should weigh least")
     parser.add_argument("--words", nargs="*", default=[], help="key=value words of every run")
@@ -176,6 +178,8 @@ def main() -> None:
     logging.getLogger("dreamprm").setLevel(logging.ERROR)
     ways = {name: (LEARNED | PLAIN)[name] for name in options.ways}
     ways |= {own[0]: own[1:] for own in options.way}
+    if options.against not in (None, *ways):
+        parser.error(f"--against {options.against} is none of {', '.join(ways)}")
     found: dict[str, list[Result]] = {}
     steps: dict[str, int] = {}
     whole = 0.0  # operations of a run
@@ -192,7 +196,7 @@ def main() -> None:
             kept = options.out / f"{name.replace(' ', '-')}-{seed}.json" if options.out else None
             found[name].append(measure(options.config, words, seed, options.metric, kept))
             print(f"{name}, seed {seed}: {found[name][-1]}", file=sys.stderr)
-    print(compared(found, steps, options.metric))
+    print(compared(found, steps, options.metric, options.against or next(iter(found))))
     if weights := of_groups(found, options.bad):
         print("\n" + weights)
 

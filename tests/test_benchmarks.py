@@ -74,6 +74,9 @@ def test_baselines_stand_beside_each_other_and_are_kept(
         runpy.run_path(str(FOLDER / "baselines.py"), run_name="__main__")
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]  # the seconds are kept, so nothing ran again
+    monkeypatch.setattr(sys, "argv", ["baselines.py", *arguments, "--against", "uniform"])
+    runpy.run_path(str(FOLDER / "baselines.py"), run_name="__main__")
+    assert "| to uniform |" in " ".join(capsys.readouterr().out.split())
     first, second = printed[0].split("\n\n")
     ways = [line.split("|")[1].strip() for line in first.splitlines()[2:]]
     steps = [int(line.split("|")[2]) for line in first.splitlines()[2:]]
