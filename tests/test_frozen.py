@@ -79,7 +79,7 @@ def test_scores_are_those_of_a_whole_pass(
     again = frozen.step_logits([*TEXT, *TEXT])
     for rows in zip(expected, found, again[:3], again[3:], strict=True):
         for other in rows[1:]:
-            assert other == pytest.approx(rows[0], abs=1e-5)
+            assert other == pytest.approx(rows[0], rel=2e-6, abs=1e-5)  # of up to 73, in float32
     assert [calls[0], sum(calls)] == [3, 3]  # the second time nothing ran
     another = built(TEXT, freeze_backbone=True, **changes)
     calls = counted(another, monkeypatch)
