@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="seed; for tuning, 100")
     parser.add_argument(
-        "--ways", nargs="+", default=["domain_table", *PLAIN], choices=[*LEARNED, *PLAIN]
+        "--ways", nargs="*", default=["domain_table", *PLAIN], choices=[*LEARNED, *PLAIN]
     )
     parser.add_argument(
         "--way", nargs="+", action="append", default=[], metavar="WORD",
