@@ -87,6 +87,13 @@ def test_scores_are_those_of_a_whole_pass(
     assert sum(calls) == 0  # nor in another process
 
 
+def test_a_solution_that_stands_twice_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built(TEXT, freeze_backbone=True)
+    calls = counted(model, monkeypatch)
+    compute_states(model, [*TEXT, *TEXT])
+    assert sum(calls) == 3
+
+
 @pytest.mark.parametrize("name", ["tiny-qwen2-vl"])
 def test_solutions_with_images_too(name: str, tmp_path: Path) -> None:
     data = varied(tmp_path)

@@ -114,7 +114,8 @@ def compute_states(
     """
     store = model.store
     assert store is not None
-    missing = [item for item in items if item.steps and item not in store]
+    # A solution that stands twice, as in a copy with other labels, is computed once.
+    missing = list({store.key(i): i for i in items if i.steps and i not in store}.values())
     if not missing:
         return
     kind = next(model.readout.parameters()).device.type
