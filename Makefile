@@ -1,6 +1,7 @@
 # make demo   trains on the built-in domains and prints what was learned
 # make test   runs the tests
 # make mutants [MUTANTS="--only solvers.py --jobs 4"]   says which faults the tests do not notice
+# make evidence EVIDENCE="--root ../shared/data --backbone DIR"   runs the commands of docs/results.md
 # All set up their own virtual environment first.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 BETTY := $(shell sed -n 's/^betty-ml==//p' constraints.txt)
 
-.PHONY: setup demo test mutants lint wheel clean
+.PHONY: setup demo test mutants evidence lint wheel clean
 
 setup: $(VENV)/.ready
 
@@ -38,6 +39,9 @@ test: setup
 
 mutants: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MUTANTS)
+
+evidence: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence.py $(EVIDENCE)
 
 lint: setup
 	$(BIN)/ruff check .

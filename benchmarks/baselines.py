@@ -17,11 +17,15 @@ import math
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
 
 from dreamprm import load_config, train
@@ -76,8 +80,12 @@ class Result:
     seconds: float
 
 
-def measure(name: str, words: list[str], seed: int, metric: str, kept: Path | None) -> Result:
+def measure(
+    config: str, way: str, words: list[str], metric: str, out: Path | None, seed: int
+) -> Result:
     """One run; where it is kept already, it is read."""
+    logging.getLogger("dreamprm").setLevel(logging.ERROR)
+    kept = out / f"{way.replace(' ', '-')}-{seed}.json" if out else None
     words = [word.replace("{seed}", str(seed)) for word in words] + [f"seed={seed}"]
     if kept and kept.is_file():
         found = json.loads(kept.read_text())
@@ -85,19 +93,21 @@ def measure(name: str, words: list[str], seed: int, metric: str, kept: Path | No
             raise SystemExit(f"{kept} is of a run with other words: take another --out")
     else:
         with tempfile.TemporaryDirectory() as folder:
-            config = load_config(name, [*words, f"out={folder}/run", "baseline=false"])
+            loaded = load_config(config, [*words, f"out={folder}/run", "baseline=false"])
             start = time.perf_counter()
-            summary = train(config)
+            summary = train(loaded)
         found = {
             "words": words,
             "seconds": time.perf_counter() - start,
-            "numbers": summary["runs"][config.weighting],
+            "numbers": summary["runs"][loaded.weighting],
             "weights": summary.get("weights") or {},
         }
         if kept:
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(json.dumps(found))
-    return Result(found["numbers"][metric], found["weights"], found["seconds"])
+    result = Result(found["numbers"][metric], found["weights"], found["seconds"])
+    print(f"{way}, seed {seed}: {result}", file=sys.stderr)
+    return result
 
 
 def interval(values: np.ndarray, digits: int = 4) -> str:
@@ -131,8 +141,8 @@ def compared(
 
 
 def of_groups(found: dict[str, list[Result]], bad: list[str]) -> str:
-    """The table of the groups' weights; "below" counts seeds whose bad groups are all below the
-    others."""
+    """The table of the groups' weights w and of (Σw)² / Σw², how many groups count in effect;
+    "below" counts seeds whose bad groups are all below the others."""
     learned = {
         name: [result.weights for result in results]
         for name, results in found.items()
@@ -145,6 +155,8 @@ def of_groups(found: dict[str, list[Result]], bad: list[str]) -> str:
     rows = []
     for name, of in learned.items():
         row = [name, *(interval(np.array([each[g] for each in of]), 2) for g in groups)]
+        shares = np.array([[each[g] for g in groups] for each in of])
+        row.append(interval(shares.sum(1) ** 2 / (shares**2).sum(1), 1))
         if bad:
             below = [
                 max(each[g] for g in bad) < min(each[g] for g in groups if g not in bad)
@@ -152,7 +164,8 @@ def of_groups(found: dict[str, list[Result]], bad: list[str]) -> str:
             ]
             row.append(f"{sum(below)} of {len(of)}")
         rows.append(row)
-    return table(["mean weight", *groups, *(["bad ones below"] if bad else [])], rows)
+    header = ["mean weight", *groups, "groups in effect"]
+    return table([*header, *(["bad ones below"] if bad else [])], rows)
 
 
 def main() -> None:
@@ -162,6 +175,7 @@ def main() -> None:
     parser.add_argument("--metric", required=True, help="a number of summary.json")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="seed; for tuning, 100")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, a thread each")
     parser.add_argument(
         "--ways", nargs="*", default=["domain_table", *PLAIN], choices=[*LEARNED, *PLAIN]
     )
@@ -191,11 +205,14 @@ def main() -> None:
         whole = whole or each * config.steps
         steps[name] = round(whole / each)
         words += [f"steps={steps[name]}", f"validate_every={steps[name]}", "checkpoint_every=0"]
-        found[name] = []
-        for seed in range(options.first, options.first + options.seeds):
-            kept = options.out / f"{name.replace(' ', '-')}-{seed}.json" if options.out else None
-            found[name].append(measure(options.config, words, seed, options.metric, kept))
-            print(f"{name}, seed {seed}: {found[name][-1]}", file=sys.stderr)
+        one = partial(measure, options.config, name, words, options.metric, options.out)
+        seeds = range(options.first, options.first + options.seeds)
+        if options.jobs == 1:
+            found[name] = list(map(one, seeds))
+        else:
+            spawn = get_context("spawn")
+            with ProcessPoolExecutor(options.jobs, spawn, torch.set_num_threads, (1,)) as pool:
+                found[name] = list(pool.map(one, seeds))
     print(compared(found, steps, options.metric, options.against or next(iter(found))))
     if weights := of_groups(found, options.bad):
         print("\n" + weights)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
+CONFIGS = FOLDER.parent / "configs"
 SMALL = ["--width", "64", "--layers", "1"]
 
 
@@ -90,6 +93,68 @@ def test_baselines_stand_beside_each_other_and_are_kept(
         "domain_table",
         "by cg",
     ]
+
+
+PAGE = """# Results
+
+## First, it's said
+
+```sh
+echo "$OUT" && echo ran >> "$OUT/runs"
+```
+
+## Second
+
+```sh
+cat "$ROOT/there"
+```
+"""
+
+
+def test_the_page_of_results_is_the_list_of_its_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    evidence = importlib.import_module("evidence")
+    page = tmp_path / "docs" / "results.md"
+    page.parent.mkdir()
+    page.write_text(PAGE)
+    monkeypatch.setattr(evidence, "PAGE", page)
+
+    def printed(*more: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["evidence.py", "--out", str(tmp_path), *more])
+        evidence.main()
+        return capsys.readouterr().out
+
+    first = printed()
+    assert "first-its-said-1: 0 s" in first
+    assert "second-1: left out, it needs --root" in first
+    kept = (tmp_path / "first-its-said-1.md").read_text()
+    assert kept.startswith('```sh\necho "$OUT" && ')
+    assert f"\n{tmp_path}\n" in kept
+    assert "first-its-said-1: there already" in printed()
+    printed("--again")
+    page.write_text(PAGE.replace("ran", "ran again"))
+    printed("--only", "first")
+    assert (tmp_path / "runs").read_text().splitlines() == ["ran", "ran", "ran again"]
+    with pytest.raises(SystemExit, match="failed: second-1"):
+        printed("--root", str(tmp_path))
+    assert not (tmp_path / "second-1.md").exists()
+    (tmp_path / "there").write_text("now\n")
+    printed("--root", str(tmp_path))
+    assert "now" in (tmp_path / "second-1.md").read_text()
+
+
+def test_what_the_page_of_results_runs_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    evidence = importlib.import_module("evidence")
+    found = "".join(block.text for block in evidence.blocks(evidence.PAGE.read_text()))
+    scripts = set(re.findall(r"python benchmarks/(\S+)", found))
+    configs = set(re.findall(r"dreamprm train (\w+)", found))
+    assert scripts
+    assert configs
+    assert all((FOLDER / name).is_file() for name in scripts), scripts
+    assert configs <= {path.stem for path in CONFIGS.glob("*.yaml")}
 
 
 def _numbers(value: Any) -> list[float]:
