@@ -161,6 +161,19 @@ def test_what_changes_the_states_has_others() -> None:
     assert same.folder in folders  # what is done with the states does not matter
 
 
+def test_the_backbone_may_run_in_another_precision_than_the_readout(tmp_path: Path) -> None:
+    words = [*SMALL_DEMO, "steps=5", "validate_every=5", "baseline=false"]
+    words += ["model.freeze_backbone=true", "model.frozen_precision=bf16"]
+    assert main(["demo", *words, "--out", str(tmp_path / "run")]) == 0
+    model = ProcessRewardModel.from_pretrained(tmp_path / "run" / "model")
+    assert model.settings["frozen"]["precision"] == "bf16"
+    half, whole = (built(TEXT, freeze_backbone=True, frozen_precision=p) for p in ("bf16", None))
+    apart = torch.tensor(half.step_logits(TEXT[0:1])) - torch.tensor(whole.step_logits(TEXT[0:1]))
+    assert 0 < apart.abs().max() < 1
+    with pytest.raises(UserError, match=r"needs model\.freeze_backbone=true"):
+        load_config("demo", ["model.frozen_precision=bf16"])
+
+
 def test_the_text_that_ends_a_step_may_be_a_token_that_is_there() -> None:
     model = built(TEXT, freeze_backbone=True, step_marker="?")
     ids, places = model.encoder().tokens(TEXT[0])
@@ -232,6 +245,7 @@ def test_what_was_computed_before_an_interrupt_is_kept(monkeypatch: pytest.Monke
         (["model.lora.rank=2"], r"model\.lora\.rank is 2"),
         (["model.gradient_checkpointing=true"], "gradient_checkpointing"),
         (["lower.max_tokens=600", "data.sampling=proportional"], "max_tokens"),
+        (["model.frozen_precision=fp16"], r"unknown value of model\.frozen_precision 'fp16'"),
         (["model.widths=[3]"], "for model.readout=network"),
         (["model.widths=[0]", "model.readout=network"], "expected 1 and more"),
     ],

@@ -34,7 +34,7 @@ def build_model(
         config: which backbone.
         rows: the training solutions, from whose text a tiny backbone's tokenizer is made.
         seed: of a tiny backbone's weights.
-        precision: in which a frozen backbone runs.
+        precision: in which a frozen backbone runs, unless the config has one for it.
 
     Raises:
         UserError: there is no such backbone, or it has no vision tower to freeze,
@@ -80,7 +80,7 @@ def build_model(
     named = not name.startswith("tiny-") and is_plain_backbone(name, model.backbone)
     base = plain_name(name) if named else None
     if config.freeze_backbone:
-        freeze(model, precision, base)
+        freeze(model, config.frozen_precision or precision, base)
     if config.lora.rank:
         if model.head is not None:
             model.head.requires_grad_(False)

@@ -56,9 +56,10 @@ class ModelConfig:
     # Images are scaled to at most this many pixels; the backbone's own limit where not given.
     max_pixels: int | None = None
     freeze_vision: bool = False
-    # The backbone stays as it is: what it says of a solution is computed once, by precision,
-    # and kept in the cache; the readout alone is trained. docs/models.md
+    # The backbone stays as it is: what it says of a solution is computed once and kept in the
+    # cache; the readout alone is trained. docs/models.md
     freeze_backbone: bool = False
+    frozen_precision: str | None = None  # in which it then runs, fp32 or bf16; by default the run's
     # Host memory for the features of a frozen vision tower, which then sees every image once; the
     # images beyond are computed every time. 0 for none.
     vision_cache_gb: float = 2.0

@@ -12,6 +12,7 @@ from dreamprm.config.checking import check_choices, check_numbers, value_of
 from dreamprm.errors import UserError
 
 PLAIN = "uniform"  # the name of a run without an upper level
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass
@@ -206,7 +207,7 @@ def check_run(config: BilevelConfig, where: str) -> None:
         config,
         where,
         {
-            "precision": ("fp32", "bf16"),
+            "precision": PRECISIONS,
             "device": ("default", "cpu", "gpu"),
             "lower.schedule": schedules,
             "upper.schedule": schedules,

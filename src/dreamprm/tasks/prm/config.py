@@ -9,7 +9,7 @@ from dreamprm.config.checking import check_choices, check_numbers, value_of
 from dreamprm.data.config import DataConfig
 from dreamprm.errors import UserError
 from dreamprm.models.config import ModelConfig
-from dreamprm.tasks.config import EarlyStoppingConfig, OptimizerConfig, RunConfig
+from dreamprm.tasks.config import PRECISIONS, EarlyStoppingConfig, OptimizerConfig, RunConfig
 
 
 @dataclass
@@ -126,6 +126,10 @@ def check_prm(config: Config, where: str) -> None:
         raise UserError(
             f"{where}: model.max_pixels is {config.model.max_pixels}, expected at least 1"
         )
+    if config.model.frozen_precision is not None:
+        check_choices(config, where, {"model.frozen_precision": PRECISIONS})
+        if not config.model.freeze_backbone:
+            raise UserError(f"{where}: model.frozen_precision needs model.freeze_backbone=true")
     if config.model.freeze_backbone:
         for key in ("model.lora.rank", "model.gradient_checkpointing", "lower.max_tokens"):
             if value_of(config, key):
