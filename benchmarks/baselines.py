@@ -42,6 +42,7 @@ PLAIN = {
     "meta set added": ["weighting=uniform", "train_on=both"],
     "meta set only": ["weighting=uniform", "train_on=meta"],
 }
+OF_STEPS = {"balanced information": ["weighting=balanced_information"]}  # where steps have labels
 ALIGNED = ["hypergradient=identity", "unroll_steps=1"]
 LEARNED = {
     "domain_table": ["weighting=domain_table"],
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="seed; for tuning, 100")
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, a thread each")
     parser.add_argument(
-        "--ways", nargs="*", default=["domain_table", *PLAIN], choices=[*LEARNED, *PLAIN]
+        "--ways", nargs="*", default=["domain_table", *PLAIN], choices=[*LEARNED, *PLAIN, *OF_STEPS]
     )
     parser.add_argument(
         "--way", nargs="+", action="append", default=[], metavar="WORD",
@@ -190,7 +191,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a folder for what every run says")
     options = parser.parse_args()
     logging.getLogger("dreamprm").setLevel(logging.ERROR)
-    ways = {name: (LEARNED | PLAIN)[name] for name in options.ways}
+    ways = {name: (LEARNED | PLAIN | OF_STEPS)[name] for name in options.ways}
     ways |= {own[0]: own[1:] for own in options.way}
     if options.against not in (None, *ways):
         parser.error(f"--against {options.against} is none of {', '.join(ways)}")

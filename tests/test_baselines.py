@@ -19,6 +19,7 @@ from dreamprm.tasks.prm.task import labelled_by_outcome
 from dreamprm.tasks.reweighting import rows_of
 from dreamprm.weighting import build_weighting
 from dreamprm.weighting.baselines import WorstGroup
+from dreamprm.weighting.selection import information
 from tests.small_demo import SMALL_DEMO
 
 ROWS = Columns({"x": torch.arange(6), "source": list("aabbbc"), "clean": [True, False] * 3})
@@ -94,6 +95,39 @@ def test_baselines_run_are_interrupted_and_resume(weighting: str, tmp_path: Path
     again = train(config, resume=True)
     assert again["runs"][weighting] == whole["runs"][weighting]
     assert again["weights"] == whole["weights"]
+
+
+def test_balanced_information_is_mixture_times_reliability() -> None:
+    # (p (1 − p) + α) R; the third has no positive step, so that R is 1.
+    steps = [[1.0, 1.0, 1.0, 1.0], [0.5, 0.0], [0.0, 0.0], [0.25, 0.75, 0.0, 0.0]]
+    expected = [0.05 * 1, 0.3 * 0.5, 0.05 * 1, 0.3 * 0.5]
+    assert [information(each, 0.05) for each in steps] == pytest.approx(expected)
+
+
+def test_the_most_informative_rows_of_every_group_count() -> None:
+    labels = [[1, 1], [1, 0], [0.1, 0], [None, None], None, [0, 0], [1, None]]
+    rows = Columns({"x": torch.arange(7), "source": list("aaabbbb"), "label": labels})
+
+    def weights(**options: Any) -> list[float]:
+        module = build_weighting("balanced_information", rows_of(rows, "source", dict), options)
+        assert module is not None
+        return module({"index": torch.arange(7)}, torch.ones(7)).tolist()
+
+    # In a 0.05, 0.3 and 0.03; in b 0.05 twice, the first of which is taken, and two without labels.
+    assert weights() == [0, 3.5, 0, 0, 0, 3.5, 0]
+    assert weights(share=0.7) == pytest.approx([7 / 3, 7 / 3, 0, 0, 0, 7 / 3, 0])
+    with pytest.raises(UserError, match="share is 2, expected at most 1"):
+        weights(share=2)
+    numbers = rows_of(Columns({"source": list("ab"), "label": torch.arange(2)}), "source", dict)
+    with pytest.raises(UserError, match="no training row has any in its label"):
+        build_weighting("balanced_information", numbers, {})
+
+
+def test_a_reward_model_is_trained_on_the_most_informative(tmp_path: Path) -> None:
+    words = ["steps=5", "validate_every=5", "baseline=false", "weighting=balanced_information"]
+    assert main(["demo", *SMALL_DEMO, *words, "--out", str(tmp_path / "run")]) == 0
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert any("prm/loss" in json.loads(line) for line in metrics)
 
 
 def test_the_meta_set_is_a_group_of_the_training_data() -> None:

@@ -131,8 +131,8 @@ class RunConfig(BilevelConfig):
 
     # domain_table, instance_table, domain_and_rows, instance_network: learned; label_table: the
     # labels are, in the place of weights; learning_to_reweight: found anew for every batch. Without
-    # an upper level: fixed, given; uniform, every sample counts 1; oracle, focal, worst_group.
-    # docs/tasks.md
+    # an upper level: fixed, given; uniform, every sample counts 1; oracle, focal, worst_group,
+    # balanced_information. docs/tasks.md
     weighting: str = "domain_table"
     weighting_options: dict[str, Any] = field(default_factory=dict)  # e.g. column, file
     # What the lower level is trained on: the training data, both (the meta set is a group "meta" of

@@ -19,6 +19,7 @@ from dreamprm.weighting.instances import instance_network, instance_table
 from dreamprm.weighting.labels import label_table
 from dreamprm.weighting.next_step import learning_to_reweight
 from dreamprm.weighting.rows import Rows
+from dreamprm.weighting.selection import balanced_information
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,14 @@ register(Weighting("focal", focal, learned=False, source="Lin et al. 2017, arXiv
 register(
     Weighting(
         "worst_group", worst_group, learned=False, source="Sagawa et al. 2020, arXiv 1911.08731"
+    )
+)
+register(
+    Weighting(
+        "balanced_information",
+        balanced_information,
+        learned=False,
+        source="Li et al. 2026, arXiv 2602.04145",
     )
 )
 
